@@ -1,0 +1,26 @@
+# The doors to the project; the work is done by cargo and by the scripts in .ci.
+
+.PHONY: help demo build test bench clean
+
+help:
+	@echo 'make demo    a swarm of three managers on this machine, from nothing'
+	@echo 'make build   target/release/forge'
+	@echo 'make test    every check; PARTS="fmt unit" for some (shell fmt clippy deny build unit lab)'
+	@echo 'make bench   the speeds that the README names'
+	@echo 'make clean   remove what was built here'
+
+demo:
+	@.ci/demo
+
+build:
+	@.ci/setup
+	@. .ci/env && cargo build --release --locked
+
+test:
+	@.ci/test $(PARTS)
+
+bench: build
+	@bench/run
+
+clean:
+	@. .ci/env && cargo clean

@@ -1,0 +1,109 @@
+//! The trait that every provider implements.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+
+use crate::claim::Claim;
+use crate::error::Result;
+use crate::instance::{Instance, Observation, Power};
+use crate::spec::{Forward, Network, Spec};
+
+/// A provider of machines: a handful of verbs, each safe to repeat.
+///
+/// Guarantees that every implementation gives and the conformance suite checks:
+///
+/// * Everything is found by claim. The claim is the VM's own UUID and is verified before every
+///   change of power and before destruction; a foreign VM with the same name is never touched.
+/// * `create` for a claim that exists returns it; there are never two VMs of one claim, also when the
+///   process was killed at any line.
+/// * `destroy` of what is gone succeeds.
+/// * No method waits for a guest. Polling and deadlines are the caller's.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// The name of the driver on the command line.
+    fn id(&self) -> &'static str;
+
+    /// What the caller has to allocate for each machine.
+    fn wants(&self) -> Wants;
+
+    /// Says, before anything is touched, why these machines could not be created here.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Precheck`] with what is missing and how to get it.
+    async fn check(&self, specs: &[Spec]) -> Result<()>;
+
+    /// Reports what is there for each claim, in the order asked, in one call for any number.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked. That a machine is absent is an answer, not an error.
+    async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>>;
+
+    /// Makes the machine and starts it, or returns the one that carries the claim already (started
+    /// when an earlier call was cut off between making and starting).
+    ///
+    /// # Errors
+    /// What the provider refused, and why.
+    async fn create(&self, spec: &Spec) -> Result<Instance>;
+
+    /// Requests a change of power. Already there: succeeds.
+    ///
+    /// # Errors
+    /// When nothing carries the claim, or the provider refuses.
+    async fn set_power(&self, claim: Claim, power: Power) -> Result<()>;
+
+    /// Makes exactly these ports reachable from the host, besides those of the endpoints: on a running
+    /// machine at once, and again at each start.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Conflict`] when a port is taken, naming its owner.
+    async fn forward(&self, claim: Claim, forwards: &[Forward]) -> Result<()>;
+
+    /// Overwrites the first-boot seed, so that no key that was on it can be read again.
+    ///
+    /// # Errors
+    /// When the medium cannot be written.
+    async fn blank_seed(&self, claim: Claim) -> Result<()>;
+
+    /// Removes the machine and everything made for it. Gone already: succeeds.
+    ///
+    /// # Errors
+    /// When something could not be removed; repeating is safe.
+    async fn destroy(&self, claim: Claim) -> Result<()>;
+
+    /// Brings up what machines share on this network. Up already: succeeds.
+    ///
+    /// # Errors
+    /// When it overlaps something foreign, both shown.
+    async fn ensure_shared(&self, network: &Network) -> Result<()>;
+
+    /// Takes down what machines shared on this network, when no machine uses it any more.
+    ///
+    /// # Errors
+    /// When it could not be taken down; repeating is safe.
+    async fn release_shared(&self, network: &Network) -> Result<()>;
+
+    /// The file that the machine's serial console is written to, if there is one here.
+    fn console(&self, claim: Claim) -> Option<PathBuf>;
+}
+
+/// What has to be allocated for a machine before its driver is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// The host forwards ports to the machine: it needs host addresses and ports.
+    pub forwards: bool,
+    /// The machine has an interface on an internal network of this range: it needs an address there.
+    pub network: Option<Ipv4Net>,
+}
+
+/// Where a driver keeps what is its own.
+#[derive(Clone, Debug)]
+pub struct DriverHome {
+    /// A directory of this driver's in the store: disks, launch files, consoles. One folder a claim.
+    pub dir: PathBuf,
+    /// The store's folder: paths inside overlays are relative, and lead to its `images/`.
+    pub store: PathBuf,
+    /// A short directory for sockets (mode 0700). It does not survive a reboot of the host.
+    pub runtime: PathBuf,
+}

@@ -1,0 +1,183 @@
+//! The one error type of forge: a kind, a message, a cause chain and a hint, kept apart.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What went wrong, by meaning. Code branches on the kind, never on the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The words of the command make no sense together (exit code 2).
+    Usage,
+    /// A pre-check failed: nothing was touched (exit code 3).
+    Precheck,
+    /// What was named does not exist.
+    NotFound,
+    /// What was to be made is there already.
+    Exists,
+    /// An input (name, file, answer) is malformed or out of range.
+    Invalid,
+    /// A file of the store cannot be read as what it should be.
+    Corrupt,
+    /// A file was written by a newer forge.
+    Newer,
+    /// Something else holds what is needed: a lock, a port, an address range.
+    Conflict,
+    /// A deadline passed.
+    Timeout,
+    /// The other side refused: authentication, host key, permission.
+    Refused,
+    /// A tool or a service that is needed is missing or does not answer.
+    Unavailable,
+    /// A command, here or on a machine, ended with an error.
+    Failed,
+    /// The operating system reported an input/output error.
+    Io,
+    /// The user interrupted.
+    Interrupted,
+}
+
+/// An error that a person can act on.
+///
+/// `message` says what failed and on what, in lower case and without a full stop; `source` says why;
+/// `hint` says what to try. They are printed on lines of their own by the command line.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The result type used by every forge crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Makes an error of `kind` that says what failed, and on what.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// Adds why it failed.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Adds what to try.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Wraps this error: `message` is what failed above, this error becomes its cause. The kind stays.
+    #[must_use]
+    pub fn context(self, message: impl Into<String>) -> Self {
+        Self {
+            kind: self.kind,
+            message: message.into(),
+            hint: None,
+            source: Some(Box::new(self)),
+        }
+    }
+
+    /// The meaning of this error.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What failed, without its causes.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The hint nearest to the root of the chain of forge errors: the most specific one.
+    pub fn deepest_hint(&self) -> Option<&str> {
+        self.source
+            .as_deref()
+            .and_then(|source| source.downcast_ref::<Self>())
+            .and_then(Self::deepest_hint)
+            .or(self.hint.as_deref())
+    }
+
+    /// The causes, nearest first, as text.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        causes
+    }
+
+    /// The whole chain on one line, for places that show a single line (`last error: …`).
+    pub fn line(&self) -> String {
+        let mut line = self.message.clone();
+        for cause in self.causes() {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+        line
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_ref()
+            .map(|source| source.as_ref() as &(dyn StdError + 'static))
+    }
+}
+
+/// Adds what was being done, and on what, to the errors of the operating system and of libraries.
+pub trait Context<T> {
+    /// Turns the error into a forge error of `kind` with `message`, the original as its cause.
+    ///
+    /// # Errors
+    /// The same failure, explained.
+    fn or_fail(self, kind: Kind, message: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E> Context<T> for std::result::Result<T, E>
+where
+    E: StdError + Send + Sync + 'static,
+{
+    fn or_fail(self, kind: Kind, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Error::new(kind, message()).because(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_hint_wins() {
+        let inner = Error::new(Kind::Conflict, "port 80 is taken").hint("stop `nginx`");
+        let outer = inner.context("failed to publish").hint("try again");
+        assert_eq!(outer.deepest_hint(), Some("stop `nginx`"));
+        assert_eq!(outer.kind(), Kind::Conflict);
+        assert_eq!(outer.line(), "failed to publish: port 80 is taken");
+    }
+
+    #[test]
+    fn a_hint_above_serves_when_there_is_none_below() {
+        let inner = Error::new(Kind::Io, "disk full");
+        let outer = inner.context("failed to save").hint("free some space");
+        assert_eq!(outer.deepest_hint(), Some("free some space"));
+        assert_eq!(outer.causes(), ["disk full"]);
+    }
+}

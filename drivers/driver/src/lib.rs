@@ -1,0 +1,24 @@
+//! What every forge driver shares: the [`Driver`] trait, its types and errors, and the tools that
+//! keep an effect safe: whole files, children with deadlines.
+//!
+//! A driver turns one machine's [`Spec`] into a running [`Instance`] and knows nothing else: no
+//! records, no SSH, no playbooks, no terminal.
+
+pub mod assets;
+pub mod atomic;
+mod claim;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod driver;
+pub mod error;
+mod finding;
+mod instance;
+pub mod process;
+mod spec;
+
+pub use claim::Claim;
+pub use driver::{Driver, DriverHome, Wants};
+pub use error::{Context, Error, Kind, Result};
+pub use finding::Finding;
+pub use instance::{Artefact, Endpoints, Instance, Observation, Power, State};
+pub use spec::{BaseImage, Forward, KernelFiles, Mac, Network, Nic, Seed, Spec};

@@ -1,0 +1,247 @@
+//! Children with deadlines.
+//!
+//! Lock files of the store are open without `O_CLOEXEC`, so that short-lived children (qemu-img,
+//! mmdebstrap …) hold the lock on for as long as they work, even when forge itself is killed.
+//! Children that outlive the command ([`detach`]) let go of everything that they are not handed.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// At most this much of each output stream is kept; more is read and dropped.
+pub const OUTPUT_LIMIT: usize = 4 << 20;
+
+/// What a finished child left.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output, cut at [`OUTPUT_LIMIT`].
+    pub stdout: Vec<u8>,
+    /// Its standard error, cut at [`OUTPUT_LIMIT`].
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The last lines of standard error (of standard output when that is empty), for error messages.
+    pub fn tail(&self) -> String {
+        let bytes = if self.stderr.iter().all(u8::is_ascii_whitespace) {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
+        tail(&String::from_utf8_lossy(bytes), 12)
+    }
+
+    /// This output, or an error that shows its end.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] when the child did not exit with 0.
+    pub fn success(self, what: &str) -> Result<Self> {
+        if self.status.success() {
+            return Ok(self);
+        }
+        Err(
+            Error::new(Kind::Failed, format!("{what} ended with {}", self.status))
+                .because(self.tail()),
+        )
+    }
+}
+
+/// The last `lines` lines of `text` that are not empty.
+pub fn tail(text: &str, lines: usize) -> String {
+    let kept: Vec<&str> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    kept[kept.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Runs `command` to its end, with `input` on its standard input, for at most `deadline`; then it is
+/// killed. It is also killed when the returned future is dropped.
+///
+/// # Errors
+/// [`Kind::Unavailable`] when the program is missing, [`Kind::Timeout`] at the deadline. An exit code
+/// other than 0 is not an error here: see [`Output::success`].
+pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
+    let program = name_of(command.as_std().get_program());
+    command
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| missing(&program, error))?;
+    let stdin = child.stdin.take();
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    let work = async {
+        let feed = async {
+            if let (Some(mut stdin), Some(input)) = (stdin, input) {
+                // A child that does not read to the end says so by its exit code.
+                let _ = stdin.write_all(input).await;
+            }
+        };
+        let ((), stdout, stderr) = tokio::join!(feed, collect(stdout), collect(stderr));
+        let status = child
+            .wait()
+            .await
+            .or_fail(Kind::Io, || format!("failed to wait for `{program}`"))?;
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    };
+    match timeout(deadline, work).await {
+        Ok(done) => done,
+        Err(_) => {
+            let _ = child.start_kill();
+            let _ = timeout(Duration::from_secs(5), child.wait()).await;
+            Err(Error::new(
+                Kind::Timeout,
+                format!("`{program}` did not end within {} s", deadline.as_secs()),
+            ))
+        }
+    }
+}
+
+async fn collect(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let Some(mut stream) = stream else {
+        return kept;
+    };
+    let mut buffer = [0; 8192];
+    while let Ok(count) = stream.read(&mut buffer).await {
+        if count == 0 {
+            break;
+        }
+        let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(count);
+        kept.extend_from_slice(&buffer[..room]);
+    }
+    kept
+}
+
+fn name_of(program: &OsStr) -> String {
+    program.to_string_lossy().into_owned()
+}
+
+fn missing(program: &str, error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        Error::new(Kind::Unavailable, format!("`{program}` is not installed"))
+            .hint("run `forge doctor` to see what is missing, `forge doctor --fix` to install it")
+    } else {
+        Error::new(Kind::Failed, format!("failed to start `{program}`")).because(error)
+    }
+}
+
+/// Prepares `command` for a life beyond this process: its own session, and no descriptor but the
+/// standard three and those in `keep`, so that it never holds a lock of the store.
+pub fn detach(command: &mut std::process::Command, keep: &[BorrowedFd<'_>]) {
+    use std::os::unix::process::CommandExt;
+    let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    #[expect(
+        unsafe_code,
+        reason = "pre_exec is the only place between fork and exec; only async-signal-safe calls are made"
+    )]
+    // SAFETY: after fork the closure makes system calls (setsid, fcntl) and nothing else; it does not
+    // allocate, lock or touch shared state. The descriptors are open in the parent until spawn returns.
+    unsafe {
+        command.pre_exec(move || {
+            let _ = rustix::process::setsid();
+            for fd in 3..1024 {
+                let fd_borrowed = BorrowedFd::borrow_raw(fd);
+                let flags = if keep.contains(&fd) {
+                    rustix::io::FdFlags::empty()
+                } else {
+                    rustix::io::FdFlags::CLOEXEC
+                };
+                // A descriptor that is not open answers EBADF: nothing to let go of.
+                let _ = rustix::io::fcntl_setfd(fd_borrowed, flags);
+            }
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn input_and_output_pass() {
+        let output = run(
+            sh("cat; echo err >&2; exit 3"),
+            Some(b"hello"),
+            Duration::from_secs(10),
+        )
+        .await
+        .expect("runs");
+        assert_eq!(output.text(), "hello");
+        assert_eq!(output.status.code(), Some(3));
+        let error = output.success("the script").expect_err("3 is a failure");
+        assert_eq!(error.causes(), ["err"]);
+    }
+
+    #[tokio::test]
+    async fn a_child_is_ended_at_its_deadline() {
+        let error = run(sh("exec sleep 60"), None, Duration::from_millis(50))
+            .await
+            .expect_err("too slow");
+        assert_eq!(error.kind(), Kind::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let error = run(
+            Command::new("no-such-program"),
+            None,
+            Duration::from_secs(1),
+        )
+        .await
+        .expect_err("missing");
+        assert_eq!(error.message(), "`no-such-program` is not installed");
+        assert!(error.deepest_hint().is_some());
+    }
+
+    #[test]
+    fn a_detached_child_lets_go_of_all_but_what_it_is_handed() {
+        use std::os::fd::AsFd;
+        let kept = tempfile::tempfile().expect("file");
+        let dropped = tempfile::tempfile().expect("file");
+        rustix::io::fcntl_setfd(&dropped, rustix::io::FdFlags::empty()).expect("fcntl");
+        let mut command = std::process::Command::new("sh");
+        command.args([
+            "-c",
+            &format!(
+                "[ -e /proc/self/fd/{} ] && [ ! -e /proc/self/fd/{} ]",
+                kept.as_raw_fd(),
+                dropped.as_raw_fd()
+            ),
+        ]);
+        detach(&mut command, &[kept.as_fd()]);
+        assert!(command.status().expect("runs").success());
+    }
+}

@@ -1,0 +1,301 @@
+//! The folder of one machine, and the two locks that say what is going on with it.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forge_driver::{Claim, Context, Error, Kind, Result, atomic};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
+
+use crate::vm::Vm;
+
+/// How long one command waits for another that works on the same machine.
+const WORK_DEADLINE: Duration = Duration::from_secs(90);
+
+/// How long a start waits for a lock that a reader may be testing this very moment.
+const TEST_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The folder of one claim. It may not exist.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    claim: Claim,
+}
+
+/// One command works on this machine; let go when dropped or when the process ends.
+#[derive(Debug)]
+pub(crate) struct Work {
+    _held: File,
+}
+
+impl Folder {
+    /// The folder of `claim` in the driver's directory.
+    pub(crate) fn new(home: &Path, claim: Claim) -> Self {
+        Self {
+            path: home.join(claim.to_string()),
+            claim,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn claim(&self) -> Claim {
+        self.claim
+    }
+
+    /// The overlay.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.path.join("disk.qcow2")
+    }
+
+    /// The NoCloud medium.
+    pub(crate) fn seed(&self) -> PathBuf {
+        self.path.join("seed.iso")
+    }
+
+    /// What the guest writes to its serial port.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// What QEMU itself has to say once it runs.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("qemu.log")
+    }
+
+    /// The process id, written by QEMU and removed by it when it ends.
+    pub(crate) fn pid(&self) -> PathBuf {
+        self.path.join("vm.pid")
+    }
+
+    /// The record, or `None` when nothing was made under this claim.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when the record is another machine's; what [`Vm::parse`] reports.
+    pub(crate) fn read(&self) -> Result<Option<Vm>> {
+        let file = self.path.join("vm.json");
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error)
+                    .or_fail(Kind::Io, || format!("failed to read `{}`", file.display()));
+            }
+        };
+        let vm = Vm::parse(&text)
+            .map_err(|error| error.context(format!("failed to read `{}`", file.display())))?;
+        if vm.claim != self.claim {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "`{}` belongs to another machine: it carries the claim `{}`",
+                    self.path.display(),
+                    vm.claim
+                ),
+            )
+            .hint("look at that folder by hand: forge does not touch what is not its own"));
+        }
+        Ok(Some(vm))
+    }
+
+    /// The record of a machine that must be there.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when it is not, else as [`Self::read`].
+    pub(crate) fn demand(&self) -> Result<Vm> {
+        self.read()?.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!(
+                    "there is no virtual machine with the claim `{}`",
+                    self.claim
+                ),
+            )
+        })
+    }
+
+    pub(crate) fn write(&self, vm: &Vm) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(vm).or_fail(Kind::Invalid, || {
+            "failed to write a machine's record".into()
+        })?;
+        text.push(b'\n');
+        atomic::write(&self.path.join("vm.json"), &text, 0o600)
+    }
+
+    /// Keeps other commands from working on this machine; `None` when the folder does not exist.
+    ///
+    /// # Errors
+    /// [`Kind::Timeout`] when another command does not finish.
+    pub(crate) async fn work(&self) -> Result<Option<Work>> {
+        let until = Instant::now() + WORK_DEADLINE;
+        loop {
+            let Some(file) = self.open_folder()? else {
+                return Ok(None);
+            };
+            if try_lock(&file)? {
+                // The folder may have been removed, and made again, while we waited.
+                if same_file(&file, &self.path) {
+                    return Ok(Some(Work { _held: file }));
+                }
+                continue;
+            }
+            if Instant::now() > until {
+                return Err(Error::new(
+                    Kind::Timeout,
+                    format!(
+                        "another command has been working on `{}` for {} s",
+                        self.path.display(),
+                        WORK_DEADLINE.as_secs()
+                    ),
+                ));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Another command works on this machine right now.
+    pub(crate) fn worked_on(&self) -> Result<bool> {
+        match self.open_folder()? {
+            Some(file) => Ok(!try_lock(&file)?),
+            None => Ok(false),
+        }
+    }
+
+    fn open_folder(&self) -> Result<Option<File>> {
+        match File::open(&self.path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).or_fail(Kind::Io, || {
+                format!("failed to open `{}`", self.path.display())
+            }),
+        }
+    }
+
+    /// A process of this machine lives. The lock is the process's own: it goes with it, however it ends.
+    pub(crate) fn running(&self) -> Result<bool> {
+        match File::open(self.lock_path()) {
+            Ok(file) => Ok(!try_lock(&file)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).or_fail(Kind::Io, || {
+                format!("failed to open `{}`", self.lock_path().display())
+            }),
+        }
+    }
+
+    /// Takes the lock that the machine's process is to hold; `None` when a process holds it.
+    pub(crate) async fn run_lock(&self) -> Result<Option<OwnedFd>> {
+        let path = self.lock_path();
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| {
+                atomic::full(error, &format!("failed to open `{}`", path.display()))
+            })?;
+        let until = Instant::now() + TEST_DEADLINE;
+        loop {
+            if try_lock(&file)? {
+                return Ok(Some(file.into()));
+            }
+            if Instant::now() > until {
+                return Ok(None);
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until no process of this machine lives; says whether that came true.
+    pub(crate) async fn stopped_within(&self, deadline: Duration) -> Result<bool> {
+        let until = Instant::now() + deadline;
+        while self.running()? {
+            if Instant::now() > until {
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(true)
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("vm.lock")
+    }
+}
+
+/// Takes an exclusive lock on an open file, if nobody has it.
+pub(crate) fn try_lock(file: &File) -> Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(error) => {
+            Err(Error::new(Kind::Io, "failed to lock a file of a machine").because(error))
+        }
+    }
+}
+
+fn same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::tests::{spec, vm};
+
+    #[tokio::test]
+    async fn a_record_of_another_machine_is_refused() {
+        let home = tempfile::tempdir().expect("folder");
+        let theirs = spec();
+        let folder = Folder::new(home.path(), Claim::random());
+        assert!(folder.read().expect("reads").is_none());
+        assert!(folder.work().await.expect("asks").is_none());
+        fs::create_dir(folder.path()).expect("mkdir");
+        folder.write(&vm(&theirs)).expect("writes");
+        assert_eq!(folder.read().expect_err("foreign").kind(), Kind::Refused);
+    }
+
+    #[tokio::test]
+    async fn the_lock_says_whether_a_process_lives() {
+        let home = tempfile::tempdir().expect("folder");
+        let folder = Folder::new(home.path(), Claim::random());
+        fs::create_dir(folder.path()).expect("mkdir");
+        assert!(!folder.running().expect("asks"));
+        let lock = folder.run_lock().await.expect("asks").expect("free");
+        assert!(folder.running().expect("asks"));
+        assert!(
+            !folder
+                .stopped_within(Duration::from_millis(30))
+                .await
+                .expect("asks")
+        );
+        drop(lock);
+        assert!(
+            folder
+                .stopped_within(Duration::from_secs(5))
+                .await
+                .expect("asks")
+        );
+    }
+
+    #[tokio::test]
+    async fn one_command_at_a_time_works_on_a_machine() {
+        let home = tempfile::tempdir().expect("folder");
+        let folder = Folder::new(home.path(), Claim::random());
+        fs::create_dir(folder.path()).expect("mkdir");
+        let work = folder.work().await.expect("asks").expect("there");
+        assert!(folder.worked_on().expect("asks"));
+        drop(work);
+        assert!(!folder.worked_on().expect("asks"));
+    }
+}

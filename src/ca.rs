@@ -1,0 +1,312 @@
+//! The certificate authority of a store, and what it signs.
+//!
+//! Keys are ECDSA P-256. The CA and the client pair are made once, under their lock; the client pair is
+//! what a user's `docker` shows, server certificates are what machines show. All files of `certs/` are
+//! written key first, certificate second: a certificate that is there has its key.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use forge_driver::{Error, Kind, Result, atomic};
+use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
+};
+use sha2::{Digest, Sha256};
+
+use crate::event::Events;
+use crate::machine::{Record, Tls};
+use crate::secret::Secret;
+use crate::store::Store;
+use crate::store::lock::{Guarded, acquire};
+
+/// The CA lives this long.
+const CA_YEARS: i16 = 10;
+/// Client and server certificates live this long, in days.
+const LEAF_DAYS: i64 = 1095;
+
+/// The CA and the client pair.
+pub struct Authority {
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    ca_key: Secret,
+    /// The client's certificate, PEM.
+    pub client: String,
+    /// The client's key, PEM.
+    pub client_key: Secret,
+}
+
+/// A server certificate with its key.
+pub struct Issued {
+    /// PEM.
+    pub certificate: String,
+    /// PEM.
+    pub key: Secret,
+    /// What the record remembers of it.
+    pub facts: Tls,
+}
+
+/// The authority of this store, made when it is not there yet. Any number of processes may come here
+/// at once: one makes it, the others find it.
+///
+/// # Errors
+/// When the lock is not had within `patience`, or files cannot be read or written.
+pub async fn ensure(store: &Store, patience: Duration, events: &Events) -> Result<Authority> {
+    let _lock = acquire(store, &Guarded::Ca, patience, events).await?;
+    let folder = store.certs_dir();
+    atomic::private_folder(&folder)?;
+    let (ca, ca_key) = match pair(&folder, "ca")? {
+        Some(pair) => pair,
+        None => {
+            unused(store)?;
+            let made = make_ca(store)?;
+            save_pair(&folder, "ca", "ca-key", &made)?;
+            // A client pair of an earlier CA would not be accepted by any machine of this one.
+            crate::store::remove_file(&folder.join("cert.pem"))?;
+            made
+        }
+    };
+    let (client, client_key) = match pair(&folder, "cert")? {
+        Some(pair) => pair,
+        None => {
+            let made = sign(&ca, &ca_key, &[], ExtendedKeyUsagePurpose::ClientAuth, "forge client")?;
+            let made = (made.0, made.1);
+            save_pair(&folder, "cert", "key", &made)?;
+            made
+        }
+    };
+    Ok(Authority {
+        ca,
+        ca_key,
+        client,
+        client_key,
+    })
+}
+
+impl Authority {
+    /// SHA-256 of the CA's certificate, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        hex(&Sha256::digest(self.ca.as_bytes()))
+    }
+
+    /// Signs a new server certificate for these names and addresses.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate.
+    pub fn issue(&self, names: &[String]) -> Result<Issued> {
+        let subject = names
+            .iter()
+            .find(|name| name.parse::<IpAddr>().is_err())
+            .map_or("forge machine", String::as_str);
+        let (certificate, key, expires) = sign(
+            &self.ca,
+            &self.ca_key,
+            names,
+            ExtendedKeyUsagePurpose::ServerAuth,
+            subject,
+        )?;
+        Ok(Issued {
+            certificate,
+            key,
+            facts: Tls {
+                names: names.to_vec(),
+                expires,
+                authority: self.fingerprint(),
+            },
+        })
+    }
+}
+
+/// Refuses to make a new CA where machines trust an earlier one: they would be locked out.
+fn unused(store: &Store) -> Result<()> {
+    let trusting = Record::all(store)?
+        .into_iter()
+        .find_map(|(name, record)| record.is_ok_and(|record| record.tls.is_some()).then_some(name));
+    match trusting {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Kind::Corrupt,
+            format!("the CA in `{}` is lost, and machine `{name}` trusts no other", store.certs_dir().display()),
+        )
+        .hint("put `certs/ca.pem` and `certs/ca-key.pem` back from a backup")),
+    }
+}
+
+/// Whether the certificate and the key at these paths belong together.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn belong_together(certificate: &str, key: &Secret) -> Result<bool> {
+    let broken = |what: &str| Error::new(Kind::Corrupt, format!("a {what} of the store is damaged"));
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
+        .map_err(|error| broken("certificate").because(error.to_string()))?;
+    let parsed = pem
+        .parse_x509()
+        .map_err(|error| broken("certificate").because(error.to_string()))?;
+    let key = KeyPair::from_pem(key.expose()).map_err(|error| broken("key").because(error))?;
+    Ok(parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+}
+
+/// Reads `certs/<name>.pem` with its key; `None` when either is missing or they do not belong together
+/// (what a kill between two writes leaves).
+fn pair(folder: &Path, name: &str) -> Result<Option<(String, Secret)>> {
+    let key_name = if name == "ca" { "ca-key" } else { "key" };
+    let (Some(certificate), Some(key)) = (
+        read(&folder.join(format!("{name}.pem")))?,
+        read(&folder.join(format!("{key_name}.pem")))?,
+    ) else {
+        return Ok(None);
+    };
+    let key = Secret::new(key);
+    if belong_together(&certificate, &key).map_err(|error| {
+        error
+            .context(format!("failed to read the certificates in `{}`", folder.display()))
+            .hint("put `certs/` back from a backup; machines trust only the CA that they were made with")
+    })? {
+        Ok(Some((certificate, key)))
+    } else {
+        Ok(None)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error)),
+    }
+}
+
+fn save_pair(folder: &Path, name: &str, key_name: &str, (certificate, key): &(String, Secret)) -> Result<()> {
+    crate::fault::point(&format!("before saving {key_name}.pem"));
+    atomic::write(&folder.join(format!("{key_name}.pem")), key.expose().as_bytes(), 0o600)?;
+    crate::fault::point(&format!("between {key_name}.pem and {name}.pem"));
+    atomic::write(&folder.join(format!("{name}.pem")), certificate.as_bytes(), 0o644)?;
+    crate::fault::point(&format!("after saving {name}.pem"));
+    Ok(())
+}
+
+fn failed(error: rcgen::Error) -> Error {
+    Error::new(Kind::Invalid, "failed to make a certificate").because(error)
+}
+
+fn make_ca(store: &Store) -> Result<(String, Secret)> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(&format!("forge CA {}", &store.id().to_string()[..8]));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let (from, to) = (today.saturating_sub(1.day()), today.saturating_add(i64::from(CA_YEARS).years()));
+    params.not_before = day(from);
+    params.not_after = day(to);
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok((certificate.pem(), Secret::new(key.serialize_pem())))
+}
+
+/// Signs a certificate that is valid from yesterday on: clocks of new machines may be behind.
+fn sign(
+    ca: &str,
+    ca_key: &Secret,
+    names: &[String],
+    usage: ExtendedKeyUsagePurpose,
+    subject: &str,
+) -> Result<(String, Secret, Timestamp)> {
+    let issuer_key = KeyPair::from_pem(ca_key.expose()).map_err(failed)?;
+    let issuer = Issuer::from_ca_cert_pem(ca, issuer_key).map_err(failed)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
+    params.distinguished_name = named(subject);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let to = today.saturating_add(LEAF_DAYS.days());
+    params.not_before = day(today.saturating_sub(1.day()));
+    params.not_after = day(to);
+    let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
+    let expires = to
+        .to_zoned(TimeZone::UTC)
+        .map_err(|error| Error::new(Kind::Invalid, "the date of expiry cannot be represented").because(error))?
+        .timestamp();
+    Ok((certificate.pem(), Secret::new(key.serialize_pem()), expires))
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "forge");
+    // RFC 5280, appendix A: a common name has at most 64 characters.
+    name.push(DnType::CommonName, common_name.chars().take(64).collect::<String>());
+    name
+}
+
+fn day(date: jiff::civil::Date) -> time::OffsetDateTime {
+    date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn authority(store: &Store) -> Authority {
+        ensure(store, Duration::from_secs(5), &Events::silent()).await.expect("authority")
+    }
+
+    #[tokio::test]
+    async fn it_is_made_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(folder.path()).expect("store");
+        let (first, second) = (authority(&store).await, authority(&store).await);
+        assert_eq!(first.ca, second.ca);
+        assert_eq!(first.client, second.client);
+        for (certificate, key) in [(&first.ca, &first.ca_key), (&first.client, &first.client_key)] {
+            assert!(belong_together(certificate, key).expect("parsed"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_kill_left_half_done_is_made_whole() {
+        for missing in ["ca.pem", "cert.pem", "key.pem", "ca-key.pem"] {
+            let folder = tempfile::tempdir().expect("folder");
+            let store = Store::open(folder.path()).expect("store");
+            authority(&store).await;
+            fs::remove_file(store.certs_dir().join(missing)).expect("remove");
+            let whole = authority(&store).await;
+            assert!(belong_together(&whole.ca, &whole.ca_key).expect("parsed"), "{missing}");
+            assert!(belong_together(&whole.client, &whole.client_key).expect("parsed"), "{missing}");
+            assert!(signed_by(&whole.client, &whole.ca), "{missing}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_certificate_names_what_it_was_asked_for_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(folder.path()).expect("store");
+        let authority = authority(&store).await;
+        let names = ["10.133.7.101", "127.133.7.101", "n1"].map(str::to_owned);
+        let issued = authority.issue(&names).expect("issued");
+        assert!(signed_by(&issued.certificate, &authority.ca));
+        let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).expect("pem");
+        let parsed = pem.parse_x509().expect("x509");
+        let alternatives = parsed.subject_alternative_name().expect("one").expect("present");
+        assert_eq!(alternatives.value.general_names.len(), 3);
+        assert!(!issued.certificate.contains("PRIVATE"));
+        assert_eq!(parsed.validity().not_after.timestamp(), issued.facts.expires.as_second());
+    }
+
+    fn signed_by(certificate: &str, ca: &str) -> bool {
+        let (_, ca) = x509_parser::pem::parse_x509_pem(ca.as_bytes()).expect("pem");
+        let ca = ca.parse_x509().expect("x509");
+        let (_, leaf) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).expect("pem");
+        let leaf = leaf.parse_x509().expect("x509");
+        leaf.issuer() == ca.subject() && leaf.verify_signature(Some(ca.public_key())).is_ok()
+    }
+}

@@ -1,0 +1,138 @@
+//! `forge cluster up`
+
+use clap::{ArgMatches, Args};
+use forge::cluster::plan::Plan;
+use forge::cluster::record::ClusterRecord;
+use forge::cluster::spec::ClusterSpec;
+use forge::cluster::up::{self, Formed, Request};
+use forge::event::Events;
+use forge_driver::Result;
+use ipnet::Ipv4Net;
+use serde_json::json;
+
+use super::super::create::Choice;
+use super::super::{Outcome, Session, image, report};
+use super::Named;
+use super::status::nodes_table;
+
+/// Form a cluster, or bring it to what is wished: machines are made, started, provisioned and joined
+///
+/// What is there stays; with nothing to do nothing is changed. Nothing is ever destroyed. The overlay
+/// networks are taken from the first of these ranges that overlaps no network of the machines or of this
+/// host: 10.208.0.0/12, then other private ranges; `--address-pool` chooses another one.
+#[derive(Args)]
+pub struct Up {
+    #[command(flatten)]
+    named: Named,
+    /// So many managers: an odd number, 3 survive the loss of one [default: 3]
+    #[arg(long, value_name = "N")]
+    managers: Option<u32>,
+    /// So many workers [default: 0]
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+    /// Spread the machines over so many zones [default: 1]
+    #[arg(long, value_name = "N")]
+    zones: Option<u32>,
+    /// Keep tasks off managers; needs workers
+    #[arg(long)]
+    drain_managers: bool,
+    /// Take overlay networks from this range; fixed when the cluster is founded
+    #[arg(long, value_name = "CIDR")]
+    address_pool: Option<Ipv4Net>,
+    #[command(flatten)]
+    choice: Choice,
+    /// Show the plan and touch nothing; exit code 2 when there is something to do
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask (nothing that `up` does needs asking today)
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl Up {
+    /// Plans, then brings the plan about.
+    pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
+        let name = self.named.parse()?;
+        let chosen = self.choice.resolve(matches)?;
+        let existing = session.existing()?;
+        let record = match &existing {
+            Some(store) => ClusterRecord::find(store, &name)?,
+            None => None,
+        };
+        let earlier = record.as_ref().map(|record| &record.spec);
+        let spec = ClusterSpec {
+            name,
+            managers: self.managers.or(earlier.map(|spec| spec.managers)).unwrap_or(3),
+            workers: self.workers.or(earlier.map(|spec| spec.workers)).unwrap_or(0),
+            zones: self.zones.or(earlier.map(|spec| spec.zones)).unwrap_or(1),
+            drain_managers: self.drain_managers || earlier.is_some_and(|spec| spec.drain_managers),
+            address_pool: self.address_pool.or(earlier.and_then(|spec| spec.address_pool)),
+        };
+        spec.check()?;
+        let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
+        let (config, origins) = match &record {
+            Some(record) if unsaid => (record.config.clone(), record.origins.clone()),
+            _ => chosen.resolved.clone(),
+        };
+        let mut request = Request {
+            spec,
+            driver: chosen.driver.id,
+            network: (chosen.driver.network)(&config)?,
+            config,
+            origins,
+            image: record.as_ref().map(|record| record.image.clone()).unwrap_or_default(),
+        };
+        if self.dry_run {
+            let plan = match existing {
+                Some(store) => up::dry_run(&session.forge(store, Events::silent()), &request).await?,
+                None => up::first_plan(&request)?,
+            };
+            show(session, &plan);
+            return Ok(Outcome::Code(if plan.changed() { 2 } else { 0 }));
+        }
+        let (forge, drawing) = session.worker("cluster-up")?;
+        let json = session.json();
+        let told = move |plan: &Plan| {
+            if !json && plan.changed() {
+                report::note(&plan.to_string());
+            }
+        };
+        let done = async {
+            if request.image.is_empty() || chosen.image.is_some() {
+                request.image = image::for_machines(&forge, chosen.image.as_deref()).await?;
+            }
+            up::up(&forge, &request, &told).await
+        }
+        .await;
+        drawing.finish(forge).await;
+        finish(session, &request, done?);
+        Ok(Outcome::Done)
+    }
+}
+
+fn show(session: &Session, plan: &Plan) {
+    if session.json() {
+        println!("{}", json!({"event": "plan", "changed": plan.changed(), "plan": plan}));
+    } else {
+        print!("{plan}");
+    }
+}
+
+fn finish(session: &Session, request: &Request, formed: Formed) {
+    let name = &request.spec.name;
+    if session.json() {
+        println!(
+            "{}",
+            json!({"event": "summary", "cluster": name, "cluster_id": formed.cluster_id, "changed": formed.changed, "nodes": formed.nodes})
+        );
+        return;
+    }
+    print!("{}", nodes_table(&formed.nodes));
+    if formed.changed == 0 {
+        report::note("nothing to change");
+    } else {
+        report::note(&format!(
+            "cluster `{name}` is up. Go on with:\n  eval $(forge cluster env {name}) && docker node ls\n  forge cluster status {name}"
+        ));
+    }
+}

@@ -1,0 +1,194 @@
+//! `forge create`
+
+use std::collections::BTreeSet;
+
+use clap::{ArgMatches, Args};
+use forge::machine::create::{self, Wish};
+use forge::machine::{Forge, Record, Stage, record};
+use forge::registry;
+use forge::store::lock::acquire_machines;
+use forge_driver::{Error, Kind, Result};
+use serde_json::json;
+
+use super::{DEFAULT_MACHINE, Outcome, Session, image, report};
+
+/// Create machines: virtual machines with a container engine that is reached over TLS
+///
+/// Machines that a killed or failed `create` left unfinished are gone on with.
+#[derive(Args)]
+pub struct Create {
+    /// Names of the machines [default: default]
+    names: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
+    /// Publish this port of each machine on its address: PORT, or HOSTPORT:PORT
+    #[arg(long = "publish", short = 'p', value_name = "PORT")]
+    publish: Vec<String>,
+}
+
+/// What `create` and `cluster up` choose alike.
+#[derive(Args)]
+pub struct Choice {
+    /// Make them with this driver; its options are shown by `--driver NAME --help` [default: qemu]
+    #[arg(long, short, value_name = "NAME", env = "FORGE_DRIVER", hide_env_values = true)]
+    driver: Option<String>,
+    /// Start from this base image; `forge image ls` shows them [default: the built one, built when missing]
+    #[arg(long, value_name = "NAME", env = "FORGE_IMAGE", hide_env_values = true)]
+    image: Option<String>,
+}
+
+/// A choice, resolved.
+pub struct Chosen {
+    /// The driver.
+    pub driver: &'static registry::Entry,
+    /// Its configuration, and where each value came from.
+    pub resolved: registry::Resolved,
+    /// The base image asked for.
+    pub image: Option<String>,
+}
+
+impl Choice {
+    /// Finds the driver and resolves its options.
+    ///
+    /// # Errors
+    /// When there is no such driver, or an option makes no sense.
+    pub fn resolve(&self, matches: &ArgMatches) -> Result<Chosen> {
+        let driver = match &self.driver {
+            Some(id) => registry::find(id)?,
+            None => &registry::all()[0],
+        };
+        Ok(Chosen {
+            driver,
+            resolved: (driver.resolve)(matches)?,
+            image: self.image.clone(),
+        })
+    }
+}
+
+impl Chosen {
+    /// The wish for one machine.
+    pub fn wish(&self, name: &str, image: &str, publish: &[String]) -> Wish {
+        Wish {
+            name: name.to_owned(),
+            driver: self.driver.id,
+            config: self.resolved.0.clone(),
+            origins: self.resolved.1.clone(),
+            image: image.to_owned(),
+            publish: publish.to_vec(),
+            member: None,
+        }
+    }
+}
+
+impl Create {
+    /// Creates the machines, all at once.
+    pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
+        let names = if self.names.is_empty() {
+            vec![DEFAULT_MACHINE.to_owned()]
+        } else {
+            self.names.clone()
+        };
+        check_names(&names)?;
+        let chosen = self.choice.resolve(matches)?;
+        let (forge, drawing) = session.worker("create")?;
+        let done = create_all(&forge, &chosen, &names, &self.publish).await;
+        drawing.finish(forge).await;
+        let done = done?;
+        if session.json() {
+            let summary = json!({
+                "event": "summary",
+                "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
+                "machines": done.iter().map(|(name, result)| json!({
+                    "name": name,
+                    "ok": result.is_ok(),
+                    "error": result.as_ref().err().map(Error::line),
+                })).collect::<Vec<_>>(),
+            });
+            println!("{summary}");
+        }
+        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+    }
+}
+
+/// Reports each failure; the last one ends the command.
+///
+/// # Errors
+/// When any machine failed.
+pub fn conclude(results: Vec<(String, Result<()>)>) -> Result<Outcome> {
+    let mut last = None;
+    for (_, result) in results {
+        if let Err(error) = result
+            && let Some(earlier) = last.replace(error)
+        {
+            report::write(&earlier, None);
+        }
+    }
+    match last {
+        Some(error) => Err(error),
+        None => Ok(Outcome::Done),
+    }
+}
+
+/// Refuses names that cannot be machines', and names given twice.
+///
+/// # Errors
+/// [`Kind::Usage`]
+pub fn check_names(names: &[String]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        record::check_name(name)?;
+        if !seen.insert(name.to_lowercase()) {
+            return Err(Error::new(Kind::Usage, format!("the name `{name}` is given twice")));
+        }
+    }
+    Ok(())
+}
+
+async fn create_all(
+    forge: &Forge,
+    chosen: &Chosen,
+    names: &[String],
+    publish: &[String],
+) -> Result<Vec<(String, Result<usize>)>> {
+    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
+    let mut fresh = Vec::new();
+    for name in names {
+        match Record::find(&forge.store, name)? {
+            Some(found) if found.stage == Stage::Ready && !found.leaving => {
+                return Err(Error::new(Kind::Exists, format!("machine `{name}` already exists"))
+                    .hint("`forge ls` shows the machines; use another name"));
+            }
+            Some(_) => {}
+            None => fresh.push(name.clone()),
+        }
+    }
+    let image = image::for_machines(forge, chosen.image.as_deref()).await?;
+    let wishes: Vec<Wish> = fresh.iter().map(|name| chosen.wish(name, &image, publish)).collect();
+    create::check(forge, &wishes).await?;
+    let mut records = Vec::new();
+    for name in names {
+        records.push(create::claim(forge, &chosen.wish(name, &image, publish)).await?);
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
+    for record in records {
+        let forge = forge.of(&record.name);
+        let room = room.clone();
+        tasks.spawn(async move {
+            // The semaphore is never closed; without a permit the work would only start sooner.
+            let _permit = room.acquire().await;
+            let name = record.name.clone();
+            let done = create::bring_up(&forge, record, None, &[]).await.map(|up| up.changed);
+            (name, done)
+        });
+    }
+    let mut done = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+    }
+    done.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(done)
+}
+
+/// At most so many machines are worked on at once.
+pub const FAN_OUT: usize = 32;

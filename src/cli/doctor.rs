@@ -1,0 +1,93 @@
+//! `forge doctor`
+
+use clap::Args;
+use forge::doctor::{self, Report, fix};
+use forge::event::Events;
+use forge::registry;
+use forge::store::Store;
+use forge_driver::{Error, Kind, Result};
+use serde_json::json;
+
+use super::rm::confirm;
+use super::{Outcome, Session, report};
+
+/// Say what is missing on this host for which driver, and install it with --fix
+///
+/// Exit code 1 when something is missing.
+#[derive(Args)]
+pub struct Doctor {
+    /// Install what packages can give
+    #[arg(long)]
+    fix: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl Doctor {
+    /// Examines, and with `--fix` mends and examines again.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        let mut found = examine(session).await?;
+        if self.fix && !found.ok {
+            let plan = fix::plan(&found).await?;
+            for line in &plan.by_hand {
+                report::note(&format!("to do by hand: {line}"));
+            }
+            if !plan.steps.is_empty() {
+                for step in &plan.steps {
+                    report::note(&format!("will run: {}", step.line()));
+                }
+                if !self.yes {
+                    confirm("Go ahead?")?;
+                }
+                fix::apply(&plan, &|step| report::note(&format!("running: {}", step.line()))).await?;
+                found = examine(session).await?;
+            }
+        }
+        if session.json() {
+            println!("{}", json!(found));
+        } else {
+            show(&found);
+        }
+        if self.fix && !found.ok {
+            return Err(Error::new(Kind::Unavailable, "something is still missing; see above"));
+        }
+        Ok(Outcome::Code(u8::from(!found.ok)))
+    }
+}
+
+/// Looks at the host; a store is not made for it.
+async fn examine(session: &Session) -> Result<Report> {
+    let root = session.root()?;
+    let drivers = match Store::existing(&root) {
+        Ok(Some(store)) => registry::findings(&session.forge(store, Events::silent())).await?,
+        // Without a store, or with a damaged one, the drivers are asked in an empty one of the moment.
+        Ok(None) | Err(_) => {
+            let folder = tempfile::tempdir()
+                .map_err(|error| Error::new(Kind::Io, "failed to make a folder to look around in").because(error))?;
+            let store = Store::open(&folder.path().join("store"))?;
+            registry::findings(&session.forge(store, Events::silent())).await?
+        }
+    };
+    Ok(doctor::examine(&root, drivers).await)
+}
+
+fn show(found: &Report) {
+    let mut area = "";
+    for entry in &found.findings {
+        if entry.area != area {
+            area = &entry.area;
+            println!("{area}");
+        }
+        println!("  {} {}: {}", if entry.finding.ok { "ok     " } else { "missing" }, entry.finding.what, entry.finding.detail);
+        if !entry.finding.ok && !entry.finding.packages.is_empty() {
+            println!("          packages: {}", entry.finding.packages.join(" "));
+        }
+        if let Some(remedy) = &entry.remedy {
+            println!("          {remedy}");
+        }
+    }
+    if !found.ok {
+        report::note("`forge doctor --fix` installs what packages can give");
+    }
+}

@@ -1,0 +1,385 @@
+//! The command line: one file for each command, with its arguments and what it does.
+
+mod cluster;
+mod create;
+mod doctor;
+mod env;
+mod image;
+mod inspect;
+mod logs;
+mod ls;
+mod power;
+mod provision;
+mod publish;
+mod render;
+mod report;
+mod rm;
+mod shell;
+mod ssh;
+mod ssh_config;
+mod table;
+mod where_is;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use forge::event::Events;
+use forge::machine::Forge;
+use forge::store::Store;
+use forge::{interrupt, registry};
+use forge_driver::assets::Assets;
+use forge_driver::{Error, Kind, Result};
+
+use render::{Drawing, Style};
+
+/// From nothing to a running container cluster: virtual machines, engines with TLS, Swarm.
+#[derive(Parser)]
+#[command(
+    name = "forge",
+    version,
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = false,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched; `forge ssh` ends with the code of the remote command."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Commands,
+}
+
+/// What every command understands.
+#[derive(Args, Clone)]
+pub struct Global {
+    /// Keep everything in this folder [default: ~/.forge]
+    #[arg(short = 's', long, global = true, value_name = "DIR", env = "FORGE_HOME", hide_env_values = true)]
+    storage_path: Option<PathBuf>,
+    /// Let one wait take at most this many seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 600, env = "FORGE_TIMEOUT", hide_env_values = true, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// Show every event as it happens
+    #[arg(short = 'D', long, global = true, env = "FORGE_DEBUG", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    debug: bool,
+    /// Print JSON: one document, or one line for each event and a summary
+    #[arg(long, global = true)]
+    json: bool,
+    /// Let files in DIR/templates and DIR/playbooks stand in for the embedded ones
+    #[arg(long, global = true, value_name = "DIR", env = "FORGE_TEMPLATES_DIR", hide_env_values = true)]
+    templates_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    Create(create::Create),
+    Ls(ls::Ls),
+    Env(env::Env),
+    Ssh(ssh::Ssh),
+    SshConfig(ssh_config::SshConfig),
+    Ip(where_is::Ip),
+    Url(where_is::Url),
+    Status(where_is::Status),
+    Inspect(inspect::Inspect),
+    Start(power::Start),
+    Stop(power::Stop),
+    Restart(power::Restart),
+    Kill(power::Kill),
+    Provision(provision::Provision),
+    Publish(publish::Publish),
+    Logs(logs::Logs),
+    Rm(rm::Rm),
+    /// Form and keep clusters
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
+    /// Build and keep base images
+    #[command(subcommand)]
+    Image(image::Image),
+    Doctor(doctor::Doctor),
+}
+
+/// The name of a machine that is left out.
+pub const DEFAULT_MACHINE: &str = "default";
+
+/// Parses, runs, and says how it ended.
+pub fn main() -> ExitCode {
+    let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == registry::SWITCH_COMMAND) {
+        return switch(words.get(2));
+    }
+    let matches = match command(&words).try_get_matches_from(&words) {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version go to stdout and are no error; a closed pipe ends them silently.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report::failed(&Error::new(Kind::Io, "forge could not start").because(error), None),
+    };
+    let code = runtime.block_on(run(cli, &matches));
+    // A thread that still reads standard input would hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(10));
+    code
+}
+
+/// The whole command, with the options of the one driver that the words name.
+fn command(words: &[std::ffi::OsString]) -> Command {
+    let named = driver_named(words);
+    let entry = named
+        .as_deref()
+        .and_then(|id| registry::find(id).ok())
+        .unwrap_or(&registry::all()[0]);
+    let show = named.is_some();
+    let with_options = |command: Command| {
+        let before: Vec<String> = command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
+        let command = (entry.augment)(command);
+        let added: Vec<String> = command
+            .get_arguments()
+            .map(|argument| argument.get_id().to_string())
+            .filter(|id| !before.contains(id))
+            .collect();
+        added.into_iter().fold(command, |command, id| command.mut_arg(id, |argument| argument.hide(!show)))
+    };
+    Cli::command()
+        .mut_subcommand("create", with_options)
+        .mut_subcommand("cluster", |cluster| cluster.mut_subcommand("up", with_options))
+}
+
+/// The driver that the words or the environment name; the parser proper judges it later.
+fn driver_named(words: &[std::ffi::OsString]) -> Option<String> {
+    let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
+    while let Some(word) = words.next() {
+        match word {
+            "--" => break,
+            "--driver" | "-d" => return words.next().map(str::to_owned),
+            _ => {
+                if let Some(value) = word.strip_prefix("--driver=") {
+                    return Some(value.to_owned());
+                }
+            }
+        }
+    }
+    std::env::var("FORGE_DRIVER").ok()
+}
+
+fn switch(folder: Option<&std::ffi::OsString>) -> ExitCode {
+    let Some(folder) = folder else {
+        return report::failed(&Error::new(Kind::Usage, "the switch needs a folder"), None);
+    };
+    match forge_qemu::run_switch(folder.as_ref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report::failed(&error, None),
+    }
+}
+
+/// How a command ended when it did not fail.
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// Another exit code, with nothing more to say.
+    Code(u8),
+}
+
+/// What a command is given.
+pub struct Session {
+    global: Global,
+    style: Style,
+}
+
+impl Session {
+    /// The folder of the store.
+    ///
+    /// # Errors
+    /// When neither a flag nor a variable nor HOME says where it is.
+    pub fn root(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.global.storage_path {
+            return std::path::absolute(path).map_err(|error| {
+                Error::new(Kind::Usage, format!("`{}` cannot be a store", path.display())).because(error)
+            });
+        }
+        std::env::var_os("HOME")
+            .filter(|home| !home.is_empty())
+            .map(|home| PathBuf::from(home).join(".forge"))
+            .ok_or_else(|| Error::new(Kind::Usage, "there is no HOME to keep a store in").hint("set FORGE_HOME"))
+    }
+
+    /// The store for a command that changes nothing; `None` when there is none yet.
+    ///
+    /// # Errors
+    /// As [`Store::existing`].
+    pub fn existing(&self) -> Result<Option<Store>> {
+        Store::existing(&self.root()?)
+    }
+
+    /// What a command that only reads works with.
+    ///
+    /// # Errors
+    /// When there is no store yet: then there are no machines either.
+    pub fn reader(&self) -> Result<Forge> {
+        let store = self.existing()?.ok_or_else(|| {
+            Error::new(Kind::NotFound, "there are no machines yet").hint("`forge create n1` makes one")
+        })?;
+        Ok(self.forge(store, Events::silent()))
+    }
+
+    /// What a command that changes something works with, and the task that draws it.
+    ///
+    /// # Errors
+    /// When the store cannot be opened.
+    pub fn worker(&self, command: &str) -> Result<(Forge, Drawing)> {
+        let store = Store::open(&self.root()?)?;
+        let (events, receiver) = Events::channel();
+        let drawing = Drawing::start(self.style, receiver, &store, command)?;
+        Ok((self.forge(store, events), drawing))
+    }
+
+    fn forge(&self, store: Store, events: Events) -> Forge {
+        Forge {
+            store,
+            assets: self.assets(),
+            events,
+            patience: self.patience(),
+        }
+    }
+
+    /// Templates and playbooks.
+    pub fn assets(&self) -> Assets {
+        Assets::new(self.global.templates_dir.clone())
+    }
+
+    /// `--timeout`
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.global.timeout)
+    }
+
+    /// `--json`
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+}
+
+async fn run(cli: Cli, matches: &ArgMatches) -> ExitCode {
+    watch_signals();
+    let style = if cli.global.json {
+        Style::Json
+    } else if std::io::stderr().is_terminal() && !cli.global.debug {
+        Style::Bars
+    } else {
+        Style::Plain { debug: cli.global.debug }
+    };
+    let session = Session {
+        global: cli.global,
+        style,
+    };
+    let done = match cli.command {
+        Commands::Create(command) => command.run(&session, leaf(matches)).await,
+        Commands::Ls(command) => command.run(&session).await,
+        Commands::Env(command) => command.run(&session).await,
+        Commands::Ssh(command) => command.run(&session).await,
+        Commands::SshConfig(command) => command.run(&session),
+        Commands::Ip(command) => command.run(&session),
+        Commands::Url(command) => command.run(&session).await,
+        Commands::Status(command) => command.run(&session).await,
+        Commands::Inspect(command) => command.run(&session),
+        Commands::Start(command) => command.run(&session).await,
+        Commands::Stop(command) => command.run(&session).await,
+        Commands::Restart(command) => command.run(&session).await,
+        Commands::Kill(command) => command.run(&session).await,
+        Commands::Provision(command) => command.run(&session).await,
+        Commands::Publish(command) => command.run(&session).await,
+        Commands::Logs(command) => command.run(&session).await,
+        Commands::Rm(command) => command.run(&session).await,
+        Commands::Cluster(command) => command.run(&session, leaf(matches)).await,
+        Commands::Image(command) => command.run(&session).await,
+        Commands::Doctor(command) => command.run(&session).await,
+    };
+    match done {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
+        Err(error) => report::failed(&error, None),
+    }
+}
+
+/// The matches of the innermost subcommand: what a driver's options are read from.
+fn leaf(matches: &ArgMatches) -> &ArgMatches {
+    match matches.subcommand() {
+        Some((_, inner)) => leaf(inner),
+        None => matches,
+    }
+}
+
+/// The first Ctrl-C (or SIGTERM) is a wish that the work checks between steps; the second one leaves.
+fn watch_signals() {
+    tokio::spawn(async {
+        let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+            return;
+        };
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = term.recv() => {}
+            }
+            if interrupt::request() {
+                std::process::exit(130);
+            }
+            report::note("interrupted: finishing the step under way and saving; once more leaves at once");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<std::ffi::OsString> {
+        text.split(' ').map(Into::into).collect()
+    }
+
+    #[test]
+    fn the_whole_command_holds_together_with_every_driver() {
+        for entry in registry::all() {
+            command(&words(&format!("forge create --driver {}", entry.id))).debug_assert();
+        }
+        command(&words("forge")).debug_assert();
+    }
+
+    #[test]
+    fn the_driver_is_found_wherever_it_stands() {
+        for text in ["forge create n1 --driver x", "forge create --driver=x n1", "forge cluster up -d x"] {
+            assert_eq!(driver_named(&words(text)).as_deref(), Some("x"), "{text}");
+        }
+        assert_eq!(driver_named(&words("forge ssh n1 -- --driver x")), std::env::var("FORGE_DRIVER").ok());
+    }
+
+    #[test]
+    fn options_of_the_default_driver_work_without_naming_it_and_stay_out_of_the_common_help() {
+        let all = words("forge create --qemu-memory 2048 n2");
+        command(&all).try_get_matches_from(&all).expect("parses");
+        let help = |text: &str| {
+            let all = words(text);
+            command(&all).try_get_matches_from(&all).expect_err("help").to_string()
+        };
+        assert!(!help("forge create --help").contains("--qemu-memory"));
+        assert!(help("forge create --driver qemu --help").contains("--qemu-memory"));
+    }
+
+    #[test]
+    fn an_option_of_another_driver_is_an_error() {
+        let all = words("forge create --virtualbox-memory 2048 n2");
+        let error = command(&all).try_get_matches_from(&all).expect_err("unknown");
+        assert_eq!(error.exit_code(), 2);
+    }
+}

@@ -1,0 +1,145 @@
+//! `forge start`, `stop`, `restart`, `kill`
+
+use clap::Args;
+use forge::machine::{Forge, Record, power};
+use forge::store::lock::acquire_machines;
+use forge_driver::{Error, Kind, Result};
+use serde_json::json;
+
+use super::create::conclude;
+use super::where_is::or_default;
+use super::{Outcome, Session};
+
+/// Start machines and wait until their engines answer
+#[derive(Args)]
+pub struct Start {
+    /// The machines [default: default]
+    names: Vec<String>,
+}
+
+/// Shut machines down cleanly
+#[derive(Args)]
+pub struct Stop {
+    /// The machines [default: default]
+    names: Vec<String>,
+}
+
+/// Shut machines down cleanly and start them again
+#[derive(Args)]
+pub struct Restart {
+    /// The machines [default: default]
+    names: Vec<String>,
+}
+
+/// Switch machines off at once, as if the plug were pulled
+#[derive(Args)]
+pub struct Kill {
+    /// The machines [default: default]
+    names: Vec<String>,
+}
+
+/// What to do with each machine.
+#[derive(Clone, Copy)]
+pub enum Change {
+    /// On.
+    Start,
+    /// Off, cleanly.
+    Stop,
+    /// Off, cleanly, and on.
+    Restart,
+    /// Off, at once.
+    Kill,
+}
+
+impl Start {
+    /// Starts them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        change(session, "start", Change::Start, or_default(self.names)).await
+    }
+}
+
+impl Stop {
+    /// Stops them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        change(session, "stop", Change::Stop, or_default(self.names)).await
+    }
+}
+
+impl Restart {
+    /// Restarts them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        change(session, "restart", Change::Restart, or_default(self.names)).await
+    }
+}
+
+impl Kill {
+    /// Kills them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        change(session, "kill", Change::Kill, or_default(self.names)).await
+    }
+}
+
+async fn change(session: &Session, command: &str, change: Change, names: Vec<String>) -> Result<Outcome> {
+    let (forge, drawing) = session.worker(command)?;
+    let done = change_all(&forge, change, &names).await;
+    drawing.finish(forge).await;
+    let done = done?;
+    if session.json() {
+        println!("{}", summary(&done));
+    }
+    conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+}
+
+/// The last line of `--json`.
+pub fn summary(done: &[(String, Result<bool>)]) -> serde_json::Value {
+    json!({
+        "event": "summary",
+        "changed": done.iter().filter(|(_, result)| matches!(result, Ok(true))).count(),
+        "machines": done.iter().map(|(name, result)| json!({
+            "name": name,
+            "ok": result.is_ok(),
+            "error": result.as_ref().err().map(Error::line),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// Changes the power of many machines at once, under their locks.
+///
+/// # Errors
+/// When a machine does not exist or its lock is not had: nothing was changed then.
+pub async fn change_all(forge: &Forge, change: Change, names: &[String]) -> Result<Vec<(String, Result<bool>)>> {
+    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
+    let mut records = Vec::new();
+    for name in names {
+        records.push(Record::load(&forge.store, name)?);
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for record in records {
+        let forge = forge.of(&record.name);
+        tasks.spawn(async move {
+            let done = match change {
+                Change::Start => power::start(&forge, &record).await,
+                Change::Stop => power::stop(&forge, &record).await,
+                Change::Kill => power::kill(&forge, &record).await,
+                Change::Restart => match power::stop(&forge, &record).await {
+                    Ok(_) => power::start(&forge, &record).await.map(|_| true),
+                    Err(error) => Err(error),
+                },
+            };
+            let verb = match change {
+                Change::Start => "start",
+                Change::Stop => "stop",
+                Change::Restart => "restart",
+                Change::Kill => "kill",
+            };
+            let done = done.map_err(|error| error.context(format!("failed to {verb} machine `{}`", record.name)));
+            (record.name, done)
+        });
+    }
+    let mut done = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+    }
+    done.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(done)
+}

@@ -1,0 +1,69 @@
+//! `forge provision`
+
+use clap::Args;
+use forge::machine::{Forge, Record, create, power};
+use forge::store::lock::acquire_machines;
+use forge_driver::{Error, Kind, Result};
+use serde_json::json;
+
+use super::create::conclude;
+use super::where_is::or_default;
+use super::{Outcome, Session};
+
+/// Check machines against what forge makes of them, and mend what differs
+#[derive(Args)]
+pub struct Provision {
+    /// The machines [default: default]
+    names: Vec<String>,
+}
+
+impl Provision {
+    /// Provisions them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        let names = or_default(self.names);
+        let (forge, drawing) = session.worker("provision")?;
+        let done = all(&forge, &names).await;
+        drawing.finish(forge).await;
+        let done = done?;
+        if session.json() {
+            let summary = json!({
+                "event": "summary",
+                "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
+                "machines": done.iter().map(|(name, result)| json!({
+                    "name": name, "ok": result.is_ok(), "error": result.as_ref().err().map(Error::line),
+                })).collect::<Vec<_>>(),
+            });
+            println!("{summary}");
+        }
+        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+    }
+}
+
+async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usize>)>> {
+    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
+    let mut records = Vec::new();
+    for name in names {
+        let record = Record::load(&forge.store, name)?;
+        power::whole(&record)?;
+        records.push(record);
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for record in records {
+        let forge = forge.of(&record.name);
+        tasks.spawn(async move {
+            let name = record.name.clone();
+            let peers = forge::cluster::record::peers(&forge.store, &record);
+            let done = match peers {
+                Ok(peers) => create::bring_up(&forge, record, None, &peers).await.map(|up| up.changed),
+                Err(error) => Err(error),
+            };
+            (name, done)
+        });
+    }
+    let mut done = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+    }
+    done.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(done)
+}

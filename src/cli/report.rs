@@ -1,0 +1,71 @@
+//! How a command says that it failed: what, why, what to try.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use forge_driver::{Error, Kind};
+
+/// The log of this command, once it has one.
+static LOG: OnceLock<PathBuf> = OnceLock::new();
+
+/// Remembers where this command is logged, for the report of a failure.
+pub fn logged_at(path: &Path) {
+    // A command has one log; a second one would only be less telling.
+    let _ = LOG.set(path.to_owned());
+}
+
+/// The exit code for an error of this kind, as the help lists them.
+pub fn code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Usage => 2,
+        Kind::Precheck => 3,
+        Kind::Interrupted => 130,
+        _ => 1,
+    }
+}
+
+/// Writes one error to standard error.
+pub fn write(error: &Error, subject: Option<&str>) {
+    let mut text = String::new();
+    let subject = subject.map(|subject| format!("{subject}: ")).unwrap_or_default();
+    text.push_str(&format!("error: {subject}{}\n", error.message()));
+    for cause in error.causes() {
+        text.push_str(&format!("caused by: {cause}\n"));
+    }
+    if let Some(hint) = error.deepest_hint() {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Standard error may be closed; the exit code still tells.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes the error that ended the command, and gives its exit code.
+pub fn failed(error: &Error, subject: Option<&str>) -> ExitCode {
+    write(error, subject);
+    if let Some(path) = LOG.get()
+        && !matches!(error.kind(), Kind::Usage | Kind::Precheck)
+    {
+        note(&format!("log: {}", path.display()));
+    }
+    ExitCode::from(code(error.kind()))
+}
+
+/// A line for the user that is no data.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        assert_eq!(code(Kind::Usage), 2);
+        assert_eq!(code(Kind::Precheck), 3);
+        assert_eq!(code(Kind::NotFound), 1);
+        assert_eq!(code(Kind::Timeout), 1);
+    }
+}

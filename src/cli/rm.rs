@@ -1,0 +1,119 @@
+//! `forge rm`
+
+use std::io::{IsTerminal, Write};
+
+use clap::Args;
+use forge::machine::{Forge, Record, destroy};
+use forge::store::lock::acquire_machines;
+use forge_driver::{Error, Kind, Result};
+
+use super::create::conclude;
+use super::power::summary;
+use super::{Outcome, Session};
+
+/// Remove machines with their disks
+#[derive(Args)]
+pub struct Rm {
+    /// The machines
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Do not ask, succeed for machines that do not exist, and remove also what is damaged or belongs to a cluster
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Rm {
+    /// Removes them all at once.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        if session.existing()?.is_none() && self.force {
+            return Ok(Outcome::Done);
+        }
+        session.reader()?;
+        if !self.yes && !self.force {
+            confirm(&format!("Remove {} and all data on their disks?", self.names.join(", ")))?;
+        }
+        let (forge, drawing) = session.worker("rm")?;
+        let done = remove_all(&forge, &self.names, self.force).await;
+        drawing.finish(forge).await;
+        let done = done?;
+        if session.json() {
+            println!("{}", summary(&done));
+        }
+        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+    }
+}
+
+/// Asks yes or no on the terminal.
+///
+/// # Errors
+/// [`Kind::Usage`] when there is no terminal to ask on, [`Kind::Interrupted`] when the answer is no.
+pub fn confirm(question: &str) -> Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::new(Kind::Usage, format!("{question} There is no terminal to ask on"))
+            .hint("give `--yes` when that is what you want"));
+    }
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Failed, "nothing was changed: the answer was not yes"))
+}
+
+/// Removes machines, each under its lock.
+///
+/// # Errors
+/// When locks are not had.
+pub async fn remove_all(forge: &Forge, names: &[String], force: bool) -> Result<Vec<(String, Result<bool>)>> {
+    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut done = Vec::new();
+    for name in names {
+        match Record::load(&forge.store, name) {
+            Ok(record) => {
+                if let Some(member) = &record.member
+                    && !force
+                    && !record.leaving
+                {
+                    let error = Error::new(
+                        Kind::Conflict,
+                        format!("machine `{name}` is a {} of cluster `{}`", member.role, member.cluster),
+                    )
+                    .hint(format!("`forge cluster down {}` removes the cluster; `forge rm -f {name}` only this machine", member.cluster));
+                    done.push((name.clone(), Err(error)));
+                    continue;
+                }
+                let forge = forge.of(name);
+                tasks.spawn(async move {
+                    let name = record.name.clone();
+                    let done = destroy::destroy(&forge, record)
+                        .await
+                        .map(|()| true)
+                        .map_err(|error| error.context(format!("failed to remove machine `{name}`")));
+                    (name, done)
+                });
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                let left = forge.store.machine_dir(name).exists() && forge::machine::record::valid_name(name);
+                if left {
+                    done.push((name.clone(), destroy::destroy_damaged(&forge.of(name), name).await.map(|()| true)));
+                } else {
+                    done.push((name.clone(), if force { Ok(false) } else { Err(error) }));
+                }
+            }
+            Err(_) if force => {
+                done.push((name.clone(), destroy::destroy_damaged(&forge.of(name), name).await.map(|()| true)));
+            }
+            Err(error) => done.push((name.clone(), Err(error))),
+        }
+    }
+    while let Some(joined) = tasks.join_next().await {
+        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+    }
+    done.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(done)
+}

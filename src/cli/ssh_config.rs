@@ -1,0 +1,76 @@
+//! `forge ssh-config`
+
+use clap::Args;
+use forge::machine::{Forge, Record};
+use forge::remote::HostKeys;
+use forge_driver::{Result, atomic};
+use serde_json::json;
+
+use super::{Outcome, Session};
+
+/// Print a configuration for plain ssh, scp, rsync, sshfs and Ansible
+///
+/// Use it as `ssh -F <(forge ssh-config n1) n1`, or write it to a file that ~/.ssh/config includes. Host
+/// keys are checked against the ones that forge recorded.
+#[derive(Args)]
+pub struct SshConfig {
+    /// The machines [default: all]
+    names: Vec<String>,
+}
+
+impl SshConfig {
+    /// Prints one `Host` section a machine.
+    pub fn run(self, session: &Session) -> Result<Outcome> {
+        let forge = session.reader()?;
+        let names = if self.names.is_empty() {
+            Record::all(&forge.store)?
+                .into_iter()
+                .filter_map(|(name, record)| {
+                    record
+                        .is_ok_and(|record| record.ssh.own_host_key.is_some() && record.endpoints().is_ok())
+                        .then_some(name)
+                })
+                .collect()
+        } else {
+            self.names
+        };
+        let mut sections = Vec::new();
+        for name in names {
+            let record = Record::load(&forge.store, &name)?;
+            sections.push(section(&forge, &record)?);
+        }
+        if session.json() {
+            println!("{}", serde_json::Value::Array(sections.into_iter().map(|(_, json)| json).collect()));
+        } else {
+            for (text, _) in sections {
+                println!("{text}");
+            }
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// The section of one machine; its known_hosts file is brought up to date.
+fn section(forge: &Forge, record: &Record) -> Result<(String, serde_json::Value)> {
+    let name = &record.name;
+    let address = record.endpoints()?.ssh;
+    let folder = forge.store.machine_dir(name);
+    let known = folder.join("known_hosts");
+    let host = address.ip().to_string();
+    let text = HostKeys::new(record.ssh.accepted())?.known_hosts(&[&host], address.port());
+    if std::fs::read_to_string(&known).ok().as_deref() != Some(&text) {
+        atomic::write(&known, text.as_bytes(), 0o600)?;
+    }
+    let key = folder.join("id_ed25519");
+    let config = format!(
+        "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile \"{key}\"\n  IdentitiesOnly yes\n  \
+         UserKnownHostsFile \"{known}\"\n  StrictHostKeyChecking yes\n",
+        port = address.port(),
+        user = record.ssh.user,
+        key = key.display(),
+        known = known.display(),
+    );
+    let json = json!({"name": name, "host": host, "port": address.port(), "user": record.ssh.user,
+        "identity_file": key, "known_hosts": known});
+    Ok((config, json))
+}

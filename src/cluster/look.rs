@@ -1,0 +1,187 @@
+//! What is there, by reading alone: the machines of a cluster, and what their engines say.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forge_driver::{Claim, Kind, Result, State};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::node::{LocalState, Membership};
+use super::plan::{Machine, Made, Observed};
+use super::record::{ClusterRecord, members};
+use super::spec::ClusterName;
+use super::swarm;
+use super::zones::Place;
+use crate::machine::access::Connection;
+use crate::machine::{Forge, Record, Stage};
+use crate::registry;
+
+/// A machine that does not answer within this time is taken as silent.
+const CONNECT: Duration = Duration::from_secs(20);
+/// At most so many machines are asked at once.
+const FAN_OUT: usize = 32;
+
+/// A cluster, seen.
+pub struct Seen {
+    /// For the plan.
+    pub observed: Observed,
+    /// The machines' records, by name.
+    pub records: BTreeMap<String, Record>,
+    /// Open connections to those that answer, by name.
+    pub connections: BTreeMap<String, Connection>,
+}
+
+impl Seen {
+    /// A connection to a manager that lists nodes.
+    pub fn manager(&self) -> Option<&Connection> {
+        self.observed
+            .machines
+            .iter()
+            .filter(|machine| {
+                machine
+                    .membership
+                    .as_ref()
+                    .is_some_and(|membership| membership.manager && membership.local == LocalState::Active)
+            })
+            .find_map(|machine| {
+                let name = self.records.values().find(|record| {
+                    record.member.as_ref().is_some_and(|member| {
+                        member.role == machine.place.role && member.zone == machine.place.zone
+                    }) && self.name_of(machine.place) == Some(record.name.as_str())
+                })?;
+                self.connections.get(&name.name)
+            })
+    }
+
+    /// The name of the machine at a place.
+    pub fn name_of(&self, place: Place) -> Option<&str> {
+        self.records
+            .values()
+            .find(|record| place_of(record) == Some(place))
+            .map(|record| record.name.as_str())
+    }
+}
+
+/// The place that a record gives its machine.
+pub fn place_of(record: &Record) -> Option<Place> {
+    let member = record.member.as_ref()?;
+    let name: ClusterName = member.cluster.parse().ok()?;
+    let (role, index) = name.parse_machine(&record.name)?;
+    Some(Place {
+        role,
+        index,
+        zone: member.zone,
+    })
+}
+
+/// Looks at a cluster: records, power states, and what the engines of running machines say.
+///
+/// # Errors
+/// When a record cannot be read or a provider cannot be asked. A machine that does not answer is not
+/// an error.
+pub async fn look(forge: &Forge, name: &ClusterName, record: Option<&ClusterRecord>) -> Result<Seen> {
+    let records: BTreeMap<String, Record> =
+        members(&forge.store, name)?.into_iter().map(|record| (record.name.clone(), record)).collect();
+    let states = states(forge, records.values()).await?;
+    let answers = ask(forge, &records, &states).await;
+    let mut connections = BTreeMap::new();
+    let mut machines = Vec::new();
+    for record in records.values() {
+        let Some(place) = place_of(record) else { continue };
+        let mut membership = None;
+        if let Some((connection, answer)) = answers.get(&record.name) {
+            membership.clone_from(answer);
+            connections.insert(record.name.clone(), connection.clone());
+        }
+        machines.push(Machine {
+            place,
+            made: if record.stage == Stage::Ready { Made::Ready } else { Made::Partly },
+            state: states.get(&record.claim).copied().unwrap_or(State::Absent),
+            membership,
+        });
+    }
+    let mut seen = Seen {
+        observed: Observed {
+            cluster_id: record.and_then(|record| record.cluster_id.clone()),
+            machines,
+            nodes: Vec::new(),
+            // Every driver of this forge makes its machines on this host.
+            one_host: true,
+        },
+        records,
+        connections,
+    };
+    if let Some(manager) = seen.manager() {
+        // Without a quorum there is no list; the plan and the status say so from what there is.
+        seen.observed.nodes = swarm::nodes(&*manager.guest).await.unwrap_or_default();
+    }
+    Ok(seen)
+}
+
+/// The power states of many machines: one call for each driver.
+///
+/// # Errors
+/// When a provider cannot be asked.
+pub async fn states<'a>(forge: &Forge, records: impl Iterator<Item = &'a Record>) -> Result<BTreeMap<Claim, State>> {
+    let mut by_driver: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
+    for record in records {
+        by_driver.entry(&record.driver).or_default().push(record);
+    }
+    let mut states = BTreeMap::new();
+    for (id, records) in by_driver {
+        let Some(first) = records.first() else { continue };
+        let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
+        let claims: Vec<Claim> = records.iter().map(|record| record.claim).collect();
+        states.extend(driver.observe(&claims).await?.into_iter().map(|seen| (seen.claim, seen.state)));
+    }
+    Ok(states)
+}
+
+type Answers = BTreeMap<String, (Connection, Option<Membership>)>;
+
+async fn ask(forge: &Forge, records: &BTreeMap<String, Record>, states: &BTreeMap<Claim, State>) -> Answers {
+    let mut tasks = JoinSet::new();
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
+    for record in records.values() {
+        let on = states.get(&record.claim) == Some(&State::Running);
+        if !on || record.stage < Stage::Reached || record.leaving {
+            continue;
+        }
+        let (forge, record, room) = (forge.of(&record.name), record.clone(), room.clone());
+        tasks.spawn(async move {
+            // Never closed; without a permit the work would only start sooner.
+            let _permit = room.acquire().await;
+            let access = forge.access(&record).ok()?;
+            let connection = timeout(CONNECT, async {
+                access.knock(&record).await?;
+                access.connect(&record, CONNECT).await
+            })
+            .await;
+            let connection = match connection {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => {
+                    forge.events.trouble(&error).await;
+                    return None;
+                }
+                Err(_) => return None,
+            };
+            let membership = match swarm::state(&*connection.guest).await {
+                Ok(membership) => Some(membership),
+                Err(error) if error.kind() == Kind::Timeout => None,
+                Err(error) => {
+                    forge.events.trouble(&error).await;
+                    None
+                }
+            };
+            Some((record.name, (connection, membership)))
+        });
+    }
+    let mut answers = Answers::new();
+    while let Some(joined) = tasks.join_next().await {
+        if let Ok(Some((name, answer))) = joined {
+            answers.insert(name, answer);
+        }
+    }
+    answers
+}

@@ -1,0 +1,15 @@
+//! Several machines as one swarm: wished, planned, formed, and checked by asking it.
+
+pub mod down;
+pub mod look;
+pub mod node;
+pub mod plan;
+pub mod pool;
+pub mod probe;
+pub mod record;
+pub mod responder;
+pub mod spec;
+pub mod status;
+pub mod swarm;
+pub mod up;
+pub mod zones;

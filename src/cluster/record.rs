@@ -1,0 +1,143 @@
+//! What is remembered of one cluster.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use forge_driver::{Claim, Error, Kind, Result, atomic};
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::spec::{ClusterName, ClusterSpec};
+use crate::machine::Record;
+use crate::store::{Store, read_json, remove_file, write_json};
+
+/// `clusters/<name>/cluster.json`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// What is wished.
+    pub spec: ClusterSpec,
+    /// When it was wished first.
+    pub created: Timestamp,
+    /// The driver of its machines.
+    pub driver: String,
+    /// The driver's resolved configuration.
+    pub config: Value,
+    /// Where each value of it came from.
+    pub origins: BTreeMap<String, String>,
+    /// The id of the base image of its machines.
+    pub image: String,
+    /// Where its overlay networks are taken from: fixed when it is founded.
+    pub pool: Ipv4Net,
+    /// The machine that it is founded on; saved before it is founded.
+    pub founder: Option<Claim>,
+    /// The swarm's own id; saved as soon as it is known, and never expected to change.
+    pub cluster_id: Option<String>,
+    /// Its removal has begun: it can only go on.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+impl ClusterRecord {
+    /// The record of this cluster; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read as what it should be.
+    pub fn find(store: &Store, name: &ClusterName) -> Result<Option<Self>> {
+        read_json(&path(store, name))
+    }
+
+    /// The record of this cluster.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when there is none.
+    pub fn load(store: &Store, name: &ClusterName) -> Result<Self> {
+        Self::find(store, name)?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("cluster `{name}` does not exist"))
+                .hint("`forge cluster ls` shows the clusters; `forge cluster up` makes one")
+        })
+    }
+
+    /// All clusters, sorted by name, each with what went wrong reading it.
+    ///
+    /// # Errors
+    /// When the folder of the clusters cannot be listed.
+    pub fn all(store: &Store) -> Result<Vec<(String, Result<Self>)>> {
+        let mut found = Vec::new();
+        for name in store.names("clusters")? {
+            match read_json(&store.cluster_dir(&name).join("cluster.json")) {
+                Ok(Some(record)) => found.push((name, Ok(record))),
+                Ok(None) => {}
+                Err(error) => found.push((name, Err(error))),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Saves this record. The caller holds the cluster's lock.
+    ///
+    /// # Errors
+    /// What the file system reports; the old record is then untouched.
+    pub fn save(&self, store: &Store) -> Result<()> {
+        atomic::private_folder(&store.cluster_dir(self.spec.name.as_str()))?;
+        write_json(&path(store, &self.spec.name), self)
+    }
+
+    /// Removes this record, last of all that there is of the cluster.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn forget(&self, store: &Store) -> Result<()> {
+        remove_file(&path(store, &self.spec.name))?;
+        let folder = store.cluster_dir(self.spec.name.as_str());
+        match fs::remove_dir(&folder) {
+            Ok(()) => atomic::sync_folder(&store.root().join("clusters")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(atomic::full(error, &format!("failed to remove `{}`", folder.display()))),
+        }
+    }
+}
+
+fn path(store: &Store, name: &ClusterName) -> PathBuf {
+    store.cluster_dir(name.as_str()).join("cluster.json")
+}
+
+/// The machines of a cluster, sorted by name.
+///
+/// # Errors
+/// When the record of one that carries the cluster's name cannot be read.
+pub fn members(store: &Store, name: &ClusterName) -> Result<Vec<Record>> {
+    let mut members = Vec::new();
+    for (machine, record) in Record::all(store)? {
+        match record {
+            Ok(record) if record.member.as_ref().is_some_and(|member| member.cluster == name.as_str()) => {
+                members.push(record);
+            }
+            Ok(_) => {}
+            Err(error) if name.parse_machine(&machine).is_some() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(members)
+}
+
+/// The addresses that cluster traffic of this machine comes from: those of all machines of its cluster.
+///
+/// # Errors
+/// When the record of another machine cannot be read.
+pub fn peers(store: &Store, record: &Record) -> Result<Vec<IpAddr>> {
+    let Some(member) = &record.member else { return Ok(Vec::new()) };
+    Ok(addresses(&members(store, &member.cluster.parse()?)?))
+}
+
+/// The addresses of machines on the network between them.
+pub fn addresses(members: &[Record]) -> Vec<IpAddr> {
+    members
+        .iter()
+        .filter(|record| !record.leaving)
+        .filter_map(|record| record.placement.nic.as_ref().map(|nic| nic.address.into()))
+        .collect()
+}

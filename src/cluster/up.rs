@@ -1,0 +1,597 @@
+//! `cluster up`: looked at, planned, then brought about.
+//!
+//! Machines are made at the same time. The swarm is founded as soon as the founder is up, while others
+//! still boot; managers join one after another, workers as they come. What the cluster is in the end is
+//! asked of the cluster itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+
+use forge_driver::{Error, Kind, Result};
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use super::look::{Seen, look, place_of};
+use super::node::{Availability, Node};
+use super::plan::{Action, Plan, plan};
+use super::record::{ClusterRecord, addresses, members};
+use super::spec::ClusterSpec;
+use super::swarm::{self, Books, Expected, Joining};
+use super::zones::{Place, Role, Zone};
+use super::{pool, probe};
+use crate::interrupt;
+use crate::machine::access::Connection;
+use crate::machine::create::{self, Up, Wish};
+use crate::machine::{Forge, Member, Record};
+use crate::secret::Secret;
+use crate::store::lock::{Guarded, acquire, acquire_machines};
+
+/// What a user wishes.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The cluster.
+    pub spec: ClusterSpec,
+    /// The driver of its machines.
+    pub driver: &'static str,
+    /// The driver's resolved configuration.
+    pub config: Value,
+    /// Where each value of it came from.
+    pub origins: BTreeMap<String, String>,
+    /// The id of the base image.
+    pub image: String,
+    /// The range between the machines.
+    pub network: Option<Ipv4Net>,
+}
+
+/// What `up` came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Formed {
+    /// The swarm's own id.
+    pub cluster_id: String,
+    /// How many things were changed.
+    pub changed: usize,
+    /// The nodes, as the managers list them.
+    pub nodes: Vec<Node>,
+}
+
+/// Plans without touching anything.
+///
+/// # Errors
+/// When the wish makes no sense, or what is there cannot be read.
+pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
+    let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
+    let seen = look(forge, &request.spec.name, record.as_ref()).await?;
+    plan(&request.spec, &seen.observed, pool_for(request, record.as_ref())?)
+}
+
+/// The plan for a cluster that no store knows yet.
+///
+/// # Errors
+/// When the wish makes no sense.
+pub fn first_plan(request: &Request) -> Result<Plan> {
+    let observed = super::plan::Observed {
+        one_host: true,
+        ..Default::default()
+    };
+    plan(&request.spec, &observed, pool_for(request, None)?)
+}
+
+/// Where overlay networks are taken from: as recorded, as wished, or the first free range.
+fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net> {
+    if let Some(record) = record {
+        return match request.spec.address_pool {
+            Some(wished) if wished != record.pool => Err(Error::new(
+                Kind::Usage,
+                format!("cluster `{}` was founded with the address pool {} and cannot change to {wished}", request.spec.name, record.pool),
+            )),
+            _ => Ok(record.pool),
+        };
+    }
+    let mut taken = pool::host_networks()?;
+    taken.extend(pool::GUEST_NETWORKS);
+    taken.extend(request.network);
+    match request.spec.address_pool {
+        Some(wished) => pool::check(wished, &taken),
+        None => pool::choose(&taken),
+    }
+}
+
+/// Brings the cluster up: what is missing is made, what is there stays. `told` hears the plan before
+/// anything is touched.
+///
+/// # Errors
+/// The first thing that failed on each machine; everything done is saved, and the same command goes on.
+pub async fn up(forge: &Forge, request: &Request, told: &(dyn Fn(&Plan) + Send + Sync)) -> Result<Formed> {
+    let name = &request.spec.name;
+    let _cluster = acquire(&forge.store, &Guarded::Cluster(name.to_string()), forge.patience, &forge.events).await?;
+    let found = ClusterRecord::find(&forge.store, name)?;
+    if let Some(record) = &found
+        && record.leaving
+    {
+        return Err(Error::new(Kind::Conflict, format!("the removal of cluster `{name}` has begun and did not end"))
+            .hint(format!("`forge cluster down {name}` goes on with it")));
+    }
+    let pool = pool_for(request, found.as_ref())?;
+    forge.events.step("looking", "", None).await;
+    let places = request.spec.places(&existing(forge, request)?)?;
+    let names: Vec<String> = places.nodes.iter().map(|place| request.spec.machine(*place)).collect();
+    let _machines = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
+    let seen = look(forge, name, found.as_ref()).await?;
+    if let Some(leaving) = seen.records.values().find(|record| record.leaving) {
+        return Err(
+            Error::new(Kind::Conflict, format!("the removal of machine `{}` has begun and did not end", leaving.name))
+                .hint(format!("`forge rm -f {}` goes on with it", leaving.name)),
+        );
+    }
+    let plan = plan(&request.spec, &seen.observed, pool)?;
+    told(&plan);
+    for warning in &plan.warnings {
+        forge.events.warning(warning.clone()).await;
+    }
+    let wishes: Vec<(Place, Wish)> = places.nodes.iter().map(|place| (*place, wish(request, *place))).collect();
+    let fresh: Vec<Wish> = wishes
+        .iter()
+        .filter(|(_, wish)| !seen.records.contains_key(&wish.name))
+        .map(|(_, wish)| wish.clone())
+        .collect();
+    for wish in &fresh {
+        if Record::find(&forge.store, &wish.name)?.is_some() {
+            return Err(Error::new(Kind::Exists, format!("machine `{}` exists and is not part of cluster `{name}`", wish.name))
+                .hint("give the cluster another name, or remove that machine first"));
+        }
+    }
+    create::check(forge, &fresh).await?;
+    let record = ClusterRecord {
+        spec: request.spec.clone(),
+        driver: request.driver.to_owned(),
+        config: request.config.clone(),
+        origins: request.origins.clone(),
+        image: request.image.clone(),
+        ..found.unwrap_or_else(|| ClusterRecord {
+            spec: request.spec.clone(),
+            created: Timestamp::now(),
+            driver: String::new(),
+            config: Value::Null,
+            origins: BTreeMap::new(),
+            image: String::new(),
+            pool,
+            founder: None,
+            cluster_id: None,
+            leaving: false,
+        })
+    };
+    record.save(&forge.store)?;
+    let mut machines = Vec::new();
+    for (place, wish) in &wishes {
+        machines.push((*place, create::claim(forge, wish).await?));
+    }
+    let forming = Forming {
+        forge,
+        record,
+        plan: &plan,
+        seen: &seen,
+        members: BTreeMap::new(),
+        tokens: BTreeMap::new(),
+        changed: 0,
+        joined: 0,
+    };
+    forming.run(machines).await
+}
+
+fn existing(forge: &Forge, request: &Request) -> Result<Vec<Place>> {
+    let spec = &request.spec;
+    Ok(members(&forge.store, &spec.name)?
+        .iter()
+        .filter_map(place_of)
+        .filter(|place| {
+            place.index
+                <= match place.role {
+                    Role::Manager => spec.managers,
+                    Role::Worker => spec.workers,
+                }
+        })
+        .collect())
+}
+
+fn wish(request: &Request, place: Place) -> Wish {
+    Wish {
+        name: request.spec.machine(place),
+        driver: request.driver,
+        config: request.config.clone(),
+        origins: request.origins.clone(),
+        image: request.image.clone(),
+        publish: Vec::new(),
+        member: Some(Member {
+            cluster: request.spec.name.to_string(),
+            role: place.role,
+            zone: place.zone,
+        }),
+    }
+}
+
+/// A machine that is up, in the swarm or on its way into it.
+struct Standing {
+    place: Place,
+    record: Record,
+    connection: Connection,
+    /// Its node id, once it is a member.
+    node: Option<String>,
+}
+
+struct Forming<'a> {
+    forge: &'a Forge,
+    record: ClusterRecord,
+    plan: &'a Plan,
+    seen: &'a Seen,
+    members: BTreeMap<String, Standing>,
+    tokens: BTreeMap<Role, Secret>,
+    changed: usize,
+    joined: usize,
+}
+
+impl Forming<'_> {
+    async fn run(mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
+        let peers = {
+            let records: Vec<Record> = machines.iter().map(|(_, record)| record.clone()).collect();
+            addresses(&records)
+        };
+        let founder = self.plan.actions.iter().find_map(|action| match action {
+            Action::Init { machine, .. } => Some(machine.clone()),
+            _ => None,
+        });
+        let mut rising = self.raise(machines, &peers);
+        let mut waiting: VecDeque<String> = VecDeque::new();
+        let mut joining: JoinSet<(String, Result<swarm::Joined>)> = JoinSet::new();
+        let mut manager_joins = false;
+        let mut founded = founder.is_none();
+        let mut failures: Vec<Error> = Vec::new();
+        // Bounded by the number of machines: each turn ends one task or starts one.
+        loop {
+            interrupt::check()?;
+            if !founded
+                && let Some(name) = &founder
+                && self.members.contains_key(name)
+            {
+                match self.found(name.clone()).await {
+                    Ok(()) => founded = true,
+                    Err(error) => {
+                        failures.push(error);
+                        break;
+                    }
+                }
+            }
+            if founded && failures.is_empty() {
+                manager_joins |= self.begin_joins(&mut waiting, &mut joining, manager_joins).await?;
+            }
+            tokio::select! {
+                Some(done) = rising.join_next(), if !rising.is_empty() => {
+                    match done {
+                        Ok((place, Ok(up))) => {
+                            let name = up.record.name.clone();
+                            self.changed += up.changed;
+                            let node = self.known_node(&name);
+                            if node.is_none() && founder.as_ref() != Some(&name) {
+                                waiting.push_back(name.clone());
+                            }
+                            self.members.insert(name, Standing {
+                                place, record: up.record, connection: up.connection, node,
+                            });
+                        }
+                        Ok((_, Err(error))) => failures.push(error),
+                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                    }
+                }
+                Some(done) = joining.join_next(), if !joining.is_empty() => {
+                    match done {
+                        Ok((name, Ok(joined))) => {
+                            if self.members.get(&name).is_some_and(|member| member.place.role == Role::Manager) {
+                                manager_joins = false;
+                            }
+                            self.take_in(&name, joined);
+                        }
+                        Ok((name, Err(error))) => {
+                            manager_joins = false;
+                            failures.push(error.context(format!("machine `{name}` did not join cluster `{}`", self.record.spec.name)));
+                        }
+                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                    }
+                }
+                else => break,
+            }
+        }
+        if let Some(error) = failures.into_iter().reduce(|first, next| {
+            // One error ends the command; the others are part of it.
+            let line = next.line();
+            first.context(format!("several machines failed; another: {line}"))
+        }) {
+            return Err(error.hint(format!(
+                "everything done is saved: `forge cluster up {}` goes on; `forge cluster status {}` shows what is there",
+                self.record.spec.name, self.record.spec.name
+            )));
+        }
+        self.settle().await
+    }
+
+    /// Starts the loops of all machines.
+    fn raise(&self, machines: Vec<(Place, Record)>, peers: &[IpAddr]) -> JoinSet<(Place, Result<Up>)> {
+        let mut rising = JoinSet::new();
+        for (place, record) in machines {
+            let forge = self.forge.of(&record.name);
+            let open = self.seen.connections.get(&record.name).cloned();
+            let peers = peers.to_vec();
+            rising.spawn(async move { (place, create::bring_up(&forge, record, open, &peers).await) });
+        }
+        rising
+    }
+
+    /// The node id that a machine had when it was looked at.
+    fn known_node(&self, name: &str) -> Option<String> {
+        let machine = self
+            .seen
+            .observed
+            .machines
+            .iter()
+            .find(|machine| self.seen.name_of(machine.place) == Some(name))?;
+        machine
+            .membership
+            .as_ref()
+            .filter(|membership| membership.belongs())
+            .map(|membership| membership.node_id.clone())
+    }
+
+    /// Founds the swarm on the machine `name`; the intent and the id are on disk before and after.
+    async fn found(&mut self, name: String) -> Result<()> {
+        let member = self.member(&name)?;
+        let address = address(&member.record)?;
+        let (claim, connection) = (member.record.claim, member.connection.clone());
+        let forge = self.forge.of(&name);
+        self.record.founder = Some(claim);
+        self.record.save(&forge.store)?;
+        forge.events.step("founding the swarm", "", None).await;
+        let events = forge.events.clone();
+        let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
+        let books = Books { assets: &forge.assets, on_step: &on_step };
+        let done = swarm::init(&*connection.guest, books, address, address, self.record.pool)
+            .await
+            .map_err(|error| error.context(format!("failed to found cluster `{}` on `{name}`", self.record.spec.name)))?;
+        self.record.cluster_id = Some(done.cluster_id);
+        self.record.save(&forge.store)?;
+        self.changed += usize::from(done.changed);
+        self.joined += usize::from(done.changed);
+        if let Some(member) = self.members.get_mut(&name) {
+            member.node = Some(done.node_id);
+        }
+        forge.events.finished("leads the swarm", done.changed).await;
+        Ok(())
+    }
+
+    /// Begins every join that can go now: workers all, managers one at a time. Whether a manager's began.
+    async fn begin_joins(
+        &mut self,
+        waiting: &mut VecDeque<String>,
+        joining: &mut JoinSet<(String, Result<swarm::Joined>)>,
+        manager_joins: bool,
+    ) -> Result<bool> {
+        let Some(entry) = self.entry() else { return Ok(false) };
+        let mut began = false;
+        for _ in 0..waiting.len() {
+            let Some(name) = waiting.pop_front() else { break };
+            let member = self.member(&name)?;
+            let (role, record, connection) = (member.place.role, member.record.clone(), member.connection.clone());
+            if role == Role::Manager && (manager_joins || began) {
+                waiting.push_back(name);
+                continue;
+            }
+            let token = match self.tokens.get(&role) {
+                Some(token) => token.clone(),
+                None => {
+                    let token = swarm::token(&*entry.guest, role).await?;
+                    self.tokens.insert(role, token.clone());
+                    token
+                }
+            };
+            let own = address(&record)?;
+            let job = Joining { address: own, data: own, managers: self.managers(), token };
+            began |= role == Role::Manager;
+            let (forge, entry) = (self.forge.of(&name), entry.clone());
+            joining.spawn(async move {
+                let done = join(&forge, &entry, &connection, &name, role, &job).await;
+                (name, done)
+            });
+        }
+        Ok(began)
+    }
+
+    fn take_in(&mut self, name: &str, joined: swarm::Joined) {
+        self.changed += usize::from(joined.changed);
+        self.joined += usize::from(joined.changed);
+        if let Some(member) = self.members.get_mut(name) {
+            member.node = Some(joined.node_id);
+        }
+    }
+
+    fn member(&self, name: &str) -> Result<&Standing> {
+        self.members
+            .get(name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("machine `{name}` is not up")))
+    }
+
+    /// A connection to a manager that is in the swarm.
+    fn entry(&self) -> Option<Connection> {
+        self.members
+            .values()
+            .find(|member| member.place.role == Role::Manager && member.node.is_some())
+            .map(|member| member.connection.clone())
+    }
+
+    /// The addresses of the managers that are in the swarm.
+    fn managers(&self) -> Vec<Ipv4Addr> {
+        self.members
+            .values()
+            .filter(|member| member.place.role == Role::Manager && member.node.is_some())
+            .filter_map(|member| address(&member.record).ok())
+            .collect()
+    }
+
+    /// Lost entries, labels, availability, tokens; then the cluster is asked what it is.
+    async fn settle(mut self) -> Result<Formed> {
+        let entry = self.entry().ok_or_else(|| {
+            Error::new(Kind::Unavailable, format!("no manager of cluster `{}` answers", self.record.spec.name))
+        })?;
+        let forge = self.forge;
+        let events = forge.events.clone();
+        let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
+        let books = Books { assets: &forge.assets, on_step: &on_step };
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("verifying: {why}"));
+        forge.events.step("verifying the cluster", "every node to be ready", None).await;
+        for action in &self.plan.actions {
+            if let Action::Forget { node, .. } = action {
+                swarm::remove(&*entry.guest, None, books, node, forge.patience, &on_trouble).await?;
+                self.changed += 1;
+            }
+        }
+        let expected: Vec<Expected<'_>> = self
+            .members
+            .iter()
+            .filter_map(|(name, member)| {
+                Some(Expected {
+                    machine: name,
+                    node_id: member.node.as_deref()?,
+                    role: member.place.role,
+                })
+            })
+            .collect();
+        for wanted in &expected {
+            if self.plan.actions.iter().any(|action| matches!(action, Action::Promote { machine } if machine == wanted.machine)) {
+                self.changed += usize::from(swarm::promote(&*entry.guest, books, wanted.node_id).await?);
+            }
+        }
+        let nodes = swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
+        let labels: BTreeMap<String, Zone> = self
+            .members
+            .values()
+            .filter_map(|member| Some((member.node.clone()?, member.place.zone)))
+            .filter(|(id, zone)| nodes.iter().any(|node| node.id == *id && node.zone != Some(*zone)))
+            .collect();
+        self.changed += usize::from(swarm::label(&*entry.guest, books, &labels).await?);
+        if self.record.spec.drain_managers {
+            let drained: Vec<&str> = nodes
+                .iter()
+                .filter(|node| node.manager.is_some() && node.availability != Availability::Drain)
+                .map(|node| node.id.as_str())
+                .collect();
+            self.changed += usize::from(swarm::set_availability(&*entry.guest, books, &drained, Availability::Drain).await?);
+        }
+        if self.joined > 0 {
+            swarm::rotate_tokens(&*entry.guest).await?;
+        }
+        if self.joined > 0 {
+            forge.events.step("probing published ports", "", None).await;
+            let machines = self.probed();
+            let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
+            let done = probe::probe(&*entry.guest, &peers, forge.patience, &on_trouble).await?;
+            judge(&done)?;
+        }
+        let nodes = if labels.is_empty() && self.joined == 0 { nodes } else { swarm::nodes(&*entry.guest).await? };
+        let cluster_id = match &self.record.cluster_id {
+            Some(id) => id.clone(),
+            None => {
+                let id = swarm::state(&*entry.guest).await?.cluster_id.unwrap_or_default();
+                self.record.cluster_id = Some(id.clone());
+                self.record.save(&forge.store)?;
+                id
+            }
+        };
+        Ok(Formed { cluster_id, changed: self.changed, nodes })
+    }
+
+    fn probed(&self) -> Vec<Probed> {
+        self.members
+            .iter()
+            .filter_map(|(name, member)| {
+                Some(Probed {
+                    name: name.clone(),
+                    node_id: member.node.clone()?,
+                    address: address(&member.record).ok()?,
+                    connection: member.connection.clone(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// A member that the probe asks and is asked at.
+pub(super) struct Probed {
+    pub(super) name: String,
+    pub(super) node_id: String,
+    pub(super) address: Ipv4Addr,
+    pub(super) connection: Connection,
+}
+
+impl Probed {
+    pub(super) fn peer(&self) -> probe::Peer<'_> {
+        probe::Peer {
+            machine: &self.name,
+            node_id: &self.node_id,
+            address: self.address,
+            guest: &*self.connection.guest,
+        }
+    }
+}
+
+/// Refuses a cluster whose published ports do not answer everywhere.
+///
+/// # Errors
+/// [`Kind::Failed`] that names every target that did not answer.
+pub(super) fn judge(done: &probe::Probed) -> Result<()> {
+    let silent: Vec<String> = done
+        .answers
+        .iter()
+        .filter_map(|answer| {
+            let error = answer.error.as_ref()?;
+            Some(format!("`{}` asked from `{}`: {error}", answer.target, answer.asker))
+        })
+        .collect();
+    if silent.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Failed, "a published port does not answer on every node")
+        .because(silent.join("; "))
+        .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
+}
+
+/// One machine's way into the swarm, until the managers list it; asked of the entry.
+async fn join(
+    forge: &Forge,
+    entry: &Connection,
+    connection: &Connection,
+    name: &str,
+    role: Role,
+    job: &Joining,
+) -> Result<swarm::Joined> {
+    forge.events.step("joining the swarm", "", None).await;
+    let events = forge.events.clone();
+    let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
+    let books = Books { assets: &forge.assets, on_step: &on_step };
+    let done = swarm::join(&*connection.guest, books, job).await?;
+    if role == Role::Manager {
+        // The next manager joins when this one takes part: two at once can cost the quorum.
+        let expected = [Expected { machine: name, node_id: &done.node_id, role }];
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("joining the swarm: {why}"));
+        swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
+    }
+    forge.events.finished(&format!("{role} of the swarm"), done.changed).await;
+    Ok(done)
+}
+
+/// A machine's address between the machines.
+fn address(record: &Record) -> Result<Ipv4Addr> {
+    record.placement.nic.as_ref().map(|nic| nic.address).ok_or_else(|| {
+        Error::new(Kind::Unavailable, format!("machine `{}` has no address on a network between the machines", record.name))
+    })
+}

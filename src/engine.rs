@@ -1,0 +1,210 @@
+//! The engine's API over mutual TLS: just enough of HTTP/1.1 to ask how it is.
+//!
+//! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
+//! version prefix.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forge_driver::{Context, Error, Kind, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::ca::Authority;
+
+/// An answer longer than this is not an engine's.
+const ANSWER_LIMIT: u64 = 256 << 10;
+
+/// What an engine says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The engine's version.
+    #[serde(rename = "Version")]
+    pub version: String,
+    /// The API's version.
+    #[serde(rename = "ApiVersion")]
+    pub api: String,
+}
+
+/// A byte stream to an engine's TLS port.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The name that an engine's certificate must carry: its address, or the machine's name where all
+/// machines share 127.0.0.1.
+pub fn server_name(machine: &str, address: IpAddr) -> String {
+    if address.is_loopback() && address == IpAddr::from([127, 0, 0, 1]) {
+        machine.to_owned()
+    } else {
+        address.to_string()
+    }
+}
+
+/// Asks the engine behind `stream` for its version, proving both sides by certificates.
+///
+/// # Errors
+/// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
+/// for an answer that is not an engine's.
+pub async fn version(stream: impl Stream, name: &str, authority: &Authority, deadline: Duration) -> Result<Version> {
+    match timeout(deadline, ask(stream, name, authority)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::new(
+            Kind::Timeout,
+            format!("the engine of `{name}` did not answer within {} s", deadline.as_secs()),
+        )),
+    }
+}
+
+async fn ask(stream: impl Stream, name: &str, authority: &Authority) -> Result<Version> {
+    let connector = TlsConnector::from(Arc::new(client_config(authority)?));
+    let server = ServerName::try_from(name.to_owned())
+        .or_fail(Kind::Invalid, || format!("`{name}` cannot be checked in a certificate"))?;
+    let mut tls = connector
+        .connect(server, stream)
+        .await
+        .or_fail(Kind::Refused, || format!("the TLS handshake with the engine of `{name}` failed"))?;
+    let broken = || format!("the engine of `{name}` broke off");
+    tls.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\nAccept: application/json\r\n\r\n")
+        .await
+        .or_fail(Kind::Unavailable, broken)?;
+    let mut answer = Vec::new();
+    match tls.take(ANSWER_LIMIT).read_to_end(&mut answer).await {
+        Ok(_) => {}
+        // An engine may close without close_notify; what came is judged below.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+        Err(error) => return Err(Error::new(Kind::Unavailable, broken()).because(error)),
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let strange = |why: &str| {
+        Error::new(Kind::Invalid, format!("the answer of `{name}` is not a container engine's")).because(why.to_owned())
+    };
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| strange("it is not HTTP"))?;
+    let status = head.lines().next().unwrap_or_default();
+    if !status.contains(" 200") {
+        return Err(strange(status));
+    }
+    let start = body.find('{').ok_or_else(|| strange("it holds no JSON"))?;
+    let end = body.rfind('}').ok_or_else(|| strange("it holds no JSON"))?;
+    serde_json::from_str(&body[start..=end]).map_err(|error| strange(&error.to_string()))
+}
+
+fn client_config(authority: &Authority) -> Result<ClientConfig> {
+    let broken = |what: &str| format!("a {what} of the store is damaged");
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(authority.ca.as_bytes())
+        .or_fail(Kind::Corrupt, || broken("CA certificate"))?;
+    roots.add(ca).or_fail(Kind::Corrupt, || broken("CA certificate"))?;
+    let client = CertificateDer::from_pem_slice(authority.client.as_bytes())
+        .or_fail(Kind::Corrupt, || broken("client certificate"))?;
+    let key = PrivateKeyDer::from_pem_slice(authority.client_key.expose().as_bytes())
+        .or_fail(Kind::Corrupt, || broken("client key"))?;
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .or_fail(Kind::Invalid, || "TLS could not be set up".to_owned())?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![client], key)
+        .or_fail(Kind::Corrupt, || broken("client pair"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Events;
+    use crate::store::Store;
+    use rustls::ServerConfig;
+    use rustls::server::WebPkiClientVerifier;
+
+    /// A TLS server as an engine with `--tlsverify` is one, at the other end of a pipe.
+    fn engine(authority: &Authority, names: &[&str], answer: &'static [u8]) -> tokio::io::DuplexStream {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let issued = authority.issue(&names).expect("issued");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(authority.ca.as_bytes()).expect("ca"))
+            .expect("root");
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .expect("verifier");
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).expect("cert")],
+                PrivateKeyDer::from_pem_slice(issued.key.expose().as_bytes()).expect("key"),
+            )
+            .expect("pair");
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        tokio::spawn(async move {
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            if let Ok(mut tls) = acceptor.accept(theirs).await {
+                let mut request = [0; 512];
+                // What cannot be read or written shows as a failed assertion at the other end.
+                let _ = tls.read(&mut request).await;
+                let _ = tls.write_all(answer).await;
+                let _ = tls.shutdown().await;
+            }
+        });
+        ours
+    }
+
+    async fn authority() -> (tempfile::TempDir, Authority) {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(folder.path()).expect("store");
+        let authority = crate::ca::ensure(&store, Duration::from_secs(5), &Events::silent())
+            .await
+            .expect("authority");
+        (folder, authority)
+    }
+
+    const ANSWER: &[u8] = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}\n";
+
+    #[tokio::test]
+    async fn an_engine_with_our_certificate_answers() {
+        let (_folder, authority) = authority().await;
+        let stream = engine(&authority, &["127.133.7.101", "n1"], ANSWER);
+        let version = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
+            .await
+            .expect("version");
+        assert_eq!(version.version, "20.10.24");
+        assert_eq!(version.api, "1.41");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_another_address_is_refused() {
+        let (_folder, authority) = authority().await;
+        let stream = engine(&authority, &["127.133.7.102", "n2"], ANSWER);
+        let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
+            .await
+            .expect_err("another machine");
+        assert_eq!(error.kind(), Kind::Refused);
+    }
+
+    #[tokio::test]
+    async fn an_engine_of_another_store_is_refused() {
+        let (_a, ours) = authority().await;
+        let (_b, theirs) = authority().await;
+        let stream = engine(&theirs, &["127.133.7.101"], ANSWER);
+        let error = version(stream, "127.133.7.101", &ours, Duration::from_secs(5))
+            .await
+            .expect_err("another store");
+        assert_eq!(error.kind(), Kind::Refused);
+    }
+
+    #[tokio::test]
+    async fn something_else_behind_the_port_is_told() {
+        let (_folder, authority) = authority().await;
+        let stream = engine(&authority, &["127.133.7.101"], b"HTTP/1.0 503 Busy\r\n\r\n{}");
+        let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
+            .await
+            .expect_err("503");
+        assert_eq!(error.causes(), ["HTTP/1.0 503 Busy"]);
+    }
+}

@@ -1,0 +1,28 @@
+//! Named points at which a test build can abort the process, as `kill -9` would.
+//!
+//! A release build has none: [`point`] is empty without the feature `lab`.
+
+/// Passes the point `name`. In a build with the feature `lab` the process aborts here when
+/// `FORGE_ABORT_AT` is the ordinal number of this point, and every point passed is appended to the
+/// file that `FORGE_POINTS` names.
+#[cfg(feature = "lab")]
+pub fn point(name: &str) {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+    if let Some(path) = std::env::var_os("FORGE_POINTS")
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+    {
+        // The list is the test's own evidence; without it the test fails, so nothing is lost here.
+        let _ = writeln!(file, "{number} {name}");
+    }
+    if std::env::var("FORGE_ABORT_AT").is_ok_and(|at| at == number.to_string()) {
+        std::process::abort();
+    }
+}
+
+/// Passes the point `name`: nothing happens in this build.
+#[cfg(not(feature = "lab"))]
+pub fn point(_name: &str) {}

@@ -1,0 +1,387 @@
+//! One loop creates a machine, and resumes it.
+//!
+//! ```text
+//! wish → lock → check → Claimed → Launched → Reached → Ready
+//! ```
+//!
+//! Each stage is saved when it is reached. The claim and all keys are on disk before the provider is
+//! asked, so the same command after a kill anywhere goes on where it stopped, with no second VM.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use forge_driver::{Claim, Driver, Error, Kind, Power, Result, Spec, State, Wants, atomic, process};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::access::Connection;
+use super::seed::{self, FIRST_HOST_KEY};
+use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record, state};
+use crate::fault;
+use crate::interrupt;
+use crate::registry;
+use crate::remote::ssh::{Phase, failed_phase};
+use crate::remote::{KeyPair, generate_key};
+use crate::secret::Secret;
+use crate::store::addresses;
+use crate::store::lock::{Guarded, acquire};
+
+/// The user that forge makes on its machines.
+const USER: &str = "forge";
+
+/// What a user wishes of one machine.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The name.
+    pub name: String,
+    /// The driver.
+    pub driver: &'static str,
+    /// Its resolved configuration.
+    pub config: Value,
+    /// Where each value of it came from.
+    pub origins: BTreeMap<String, String>,
+    /// The id of the base image.
+    pub image: String,
+    /// Ports to publish: `PORT` or `HOSTPORT:PORT`.
+    pub publish: Vec<String>,
+    /// The place in a cluster.
+    pub member: Option<Member>,
+}
+
+/// A machine that is up, the connection it was reached by, and how many things were changed on it.
+pub struct Up {
+    /// The record as saved.
+    pub record: Record,
+    /// The open connection.
+    pub connection: Connection,
+    /// Steps of playbooks that changed something, and stages that were gone through.
+    pub changed: usize,
+}
+
+/// Puts a machine's claim on disk: the record, its keys, its addresses. A record that is there already
+/// is returned as it is, so that the loop goes on with it. The caller holds the machine's lock.
+///
+/// # Errors
+/// When the machine is on its way out, was begun with other options, or cannot be placed.
+pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
+    record::check_name(&wish.name)?;
+    if let Some(found) = Record::find(&forge.store, &wish.name)? {
+        return same(found, wish);
+    }
+    let driver = registry::open(wish.driver, &wish.config, &forge.store, &forge.events)?;
+    let folder = forge.store.machine_dir(&wish.name);
+    atomic::private_folder(&folder)?;
+    let key = generate_key(&format!("forge {}", wish.name))?;
+    let first_host_key = generate_key("first contact")?;
+    for (name, text, mode) in [
+        ("id_ed25519", key.private_openssh.expose(), 0o600),
+        ("id_ed25519.pub", key.public_openssh.as_str(), 0o644),
+        (FIRST_HOST_KEY, first_host_key.private_openssh.expose(), 0o600),
+    ] {
+        fault::point(&format!("before saving {name}"));
+        atomic::write(&folder.join(name), format!("{}\n", text.trim_end()).as_bytes(), mode)?;
+    }
+    let _lock = acquire(&forge.store, &Guarded::Addresses, forge.patience, &forge.events).await?;
+    let mut taken = record::taken(&forge.store)?;
+    let claim = Claim::random();
+    let placement = addresses::allocate(&forge.store, claim, driver.wants(), &taken)?;
+    taken.ports.extend(placement.forwards().iter().map(|forward| forward.host));
+    let mut published = Vec::new();
+    for words in &wish.publish {
+        let forward = super::publish::forward(words, &placement, &taken)?;
+        taken.ports.insert(forward.host);
+        published.push(forward);
+    }
+    let record = Record {
+        name: wish.name.clone(),
+        claim,
+        created: Timestamp::now(),
+        driver: wish.driver.to_owned(),
+        config: wish.config.clone(),
+        origins: wish.origins.clone(),
+        image: wish.image.clone(),
+        stage: Stage::Claimed,
+        leaving: false,
+        placement,
+        ssh: SshAccess {
+            user: USER.to_owned(),
+            first_host_key: Some(first_host_key.public_openssh.trim().to_owned()),
+            own_host_key: None,
+        },
+        instance: None,
+        tls: None,
+        published,
+        member: wish.member.clone(),
+    };
+    record.save(&forge.store)?;
+    Ok(record)
+}
+
+/// The record that is there, when it can serve the wish.
+fn same(found: Record, wish: &Wish) -> Result<Record> {
+    let name = &found.name;
+    if found.leaving {
+        return Err(
+            Error::new(Kind::Conflict, format!("the removal of machine `{name}` has begun and did not end"))
+                .hint(format!("`forge rm {name}` goes on with it; then create the machine again")),
+        );
+    }
+    if found.driver != wish.driver {
+        return Err(Error::new(
+            Kind::Exists,
+            format!("machine `{name}` exists, of the driver `{}` and not `{}`", found.driver, wish.driver),
+        )
+        .hint(format!("use another name, or remove it first: `forge rm {name}`")));
+    }
+    if found.member != wish.member {
+        let place = found.member.as_ref().map_or_else(
+            || "belongs to no cluster".to_owned(),
+            |member| format!("is a {} of cluster `{}` in zone {}", member.role, member.cluster, member.zone),
+        );
+        return Err(Error::new(Kind::Exists, format!("machine `{name}` exists and {place}"))
+            .hint(format!("use another name, or remove it first: `forge rm {name}`")));
+    }
+    // What the user did not say does not matter: the recorded value stays.
+    for (option, origin) in &wish.origins {
+        if origin != "default" && found.config != wish.config && found.stage < Stage::Ready {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("machine `{name}` was begun with other options than these (`--{option}` is one that was given)"),
+            )
+            .hint(format!(
+                "run the earlier command again, or remove the machine first: `forge rm {name}`"
+            )));
+        }
+    }
+    Ok(found)
+}
+
+/// What a driver wants to know before anything is touched: machines that are wished, placed nowhere.
+///
+/// # Errors
+/// What the driver's pre-check says.
+pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
+    let mut by_driver: BTreeMap<&str, Vec<&Wish>> = BTreeMap::new();
+    for wish in wishes {
+        by_driver.entry(wish.driver).or_default().push(wish);
+    }
+    for (id, wishes) in by_driver {
+        let Some(first) = wishes.first() else { continue };
+        let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
+        if let Wants { network: Some(cidr), .. } = driver.wants() {
+            addresses::check_network(&forge.store, cidr)?;
+        }
+        let mut specs = Vec::with_capacity(wishes.len());
+        for wish in wishes {
+            let claim = Claim::random();
+            specs.push(Spec {
+                claim,
+                name: wish.name.clone(),
+                image: forge.images().base(&forge.images().find(&wish.image)?),
+                seed: forge_driver::Seed {
+                    user_data: String::new(),
+                    meta_data: String::new(),
+                    network_config: String::new(),
+                },
+                nic: None,
+                outer_mac: forge_driver::Mac::of(claim, 0),
+                forwards: Vec::new(),
+            });
+        }
+        driver.check(&specs).await?;
+    }
+    Ok(())
+}
+
+/// Brings a recorded machine up from whatever stage it is at, and makes it a container host. On a
+/// machine that is ready everything is checked and what differs is mended. The caller holds the
+/// machine's lock.
+///
+/// `peers` are the addresses that cluster traffic is accepted from; `open` is a connection that the
+/// command has already.
+///
+/// # Errors
+/// What failed, with the end of the machine's console when it did not boot.
+pub async fn bring_up(forge: &Forge, record: Record, open: Option<Connection>, peers: &[IpAddr]) -> Result<Up> {
+    let name = record.name.clone();
+    climb(forge, record, open, peers)
+        .await
+        .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))
+}
+
+async fn climb(forge: &Forge, mut record: Record, mut connection: Option<Connection>, peers: &[IpAddr]) -> Result<Up> {
+    let driver = forge.driver(&record)?;
+    let mut changed = 0;
+    loop {
+        interrupt::check()?;
+        let next = match record.stage {
+            Stage::Claimed => launch(forge, &*driver, &record).await?,
+            Stage::Launched => {
+                let open = match connection.take() {
+                    Some(open) => open,
+                    None => reach(forge, &*driver, &record).await?,
+                };
+                let next = first_contact::settle(forge, &*driver, &record, &open).await?;
+                connection = Some(open);
+                next
+            }
+            Stage::Reached | Stage::Ready => break,
+        };
+        next.save(&forge.store)?;
+        record = next;
+        changed += 1;
+    }
+    let connection = match connection {
+        Some(open) => open,
+        None => reach(forge, &*driver, &record).await?,
+    };
+    let done = provision::apply(forge, record, &connection, peers).await?;
+    Ok(Up {
+        record: done.record,
+        connection,
+        changed: changed + done.changed,
+    })
+}
+
+/// The VM, found by its claim or made.
+async fn launch(forge: &Forge, driver: &dyn Driver, record: &Record) -> Result<Record> {
+    forge.events.step("starting the virtual machine", "", None).await;
+    if let Some(nic) = &record.placement.nic {
+        driver.ensure_shared(&nic.network).await?;
+    }
+    let spec = spec(forge, record)?;
+    let instance = driver.create(&spec).await?;
+    Ok(Record {
+        stage: Stage::Launched,
+        instance: Some(instance),
+        ..record.clone()
+    })
+}
+
+fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
+    let folder = forge.store.machine_dir(&record.name);
+    let read = |name: &str| {
+        fs::read_to_string(folder.join(name)).map_err(|error| {
+            Error::new(Kind::Corrupt, format!("the file `{name}` of machine `{}` cannot be read", record.name))
+                .because(error)
+                .hint(format!("remove the machine and create it again: `forge rm -f {}`", record.name))
+        })
+    };
+    let first = KeyPair {
+        private_openssh: Secret::new(read(FIRST_HOST_KEY)?),
+        public_openssh: record.ssh.first_host_key.clone().unwrap_or_default(),
+    };
+    let images = forge.images();
+    let image = images.find(&record.image)?;
+    Ok(Spec {
+        claim: record.claim,
+        name: record.name.clone(),
+        image: images.base(&image),
+        seed: seed::render(&forge.assets, record, &read("id_ed25519.pub")?, &first)?,
+        nic: record.placement.nic.clone(),
+        outer_mac: record.placement.outer_mac,
+        forwards: record
+            .placement
+            .forwards()
+            .into_iter()
+            .chain(record.published.iter().copied())
+            .collect(),
+    })
+}
+
+/// A new attempt to connect is made this often.
+const POLL: Duration = Duration::from_millis(300);
+/// The provider is asked this often whether the machine still runs.
+const LOOK: Duration = Duration::from_secs(2);
+/// One attempt may take this long once a banner was seen: key exchange on a busy emulated machine.
+const ATTEMPT: Duration = Duration::from_secs(45);
+
+/// An open connection to a machine, started when it is off. Waits for at most `forge.patience`.
+///
+/// # Errors
+/// [`Kind::Timeout`] with the last error and the end of the console; at once when the VM is gone or
+/// stops, or when the host key is none of ours.
+pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Result<Connection> {
+    let access = forge.access(record)?;
+    let deadline = Instant::now() + forge.patience;
+    let start = Instant::now();
+    match state(driver, record).await? {
+        State::Running | State::Starting => {}
+        State::Absent => return Err(gone(record)),
+        _ => {
+            forge.events.step("starting the virtual machine", "", None).await;
+            if let Some(nic) = &record.placement.nic {
+                driver.ensure_shared(&nic.network).await?;
+            }
+            // What was recorded but not carried out yet, when a publish was cut off.
+            driver.forward(record.claim, &record.published).await?;
+            driver.set_power(record.claim, Power::On).await?;
+        }
+    }
+    forge.events.step("connecting", "an SSH server that shows the recorded key", Some(deadline)).await;
+    let mut looked = Instant::now();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let attempt = match access.knock(record).await {
+            Ok(()) => access.connect(record, ATTEMPT.min(left)).await,
+            Err(error) => Err(error),
+        };
+        let error = match attempt {
+            Ok(connection) => {
+                forge.events.span("wait.ssh", start.elapsed()).await;
+                return Ok(connection);
+            }
+            Err(error) => error,
+        };
+        if failed_phase(&error) == Some(Phase::HostKey) {
+            return Err(error);
+        }
+        interrupt::check()?;
+        forge.events.trouble(&error).await;
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            match state(driver, record).await? {
+                State::Absent => return Err(gone(record)),
+                State::Stopped | State::Error => {
+                    return Err(with_console(
+                        driver,
+                        record,
+                        Error::new(Kind::Failed, format!("the virtual machine `{}` stopped while it was starting", record.name)),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        if Instant::now() >= deadline {
+            let late = Error::new(
+                Kind::Timeout,
+                format!("machine `{}` did not answer SSH within {} s ({})", record.name, forge.patience.as_secs(), error.line()),
+            );
+            return Err(with_console(driver, record, late));
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn gone(record: &Record) -> Error {
+    Error::new(Kind::NotFound, format!("the virtual machine of `{}` is gone", record.name))
+        .because(format!("nothing carries its claim {}: it was deleted behind forge's back", record.claim))
+        .hint(format!("`forge rm {}` removes the rest; then create it again", record.name))
+}
+
+/// Adds the end of the machine's console to a failure to boot.
+fn with_console(driver: &dyn Driver, record: &Record, error: Error) -> Error {
+    let hint = format!("`forge logs {}` shows all of its console; `--timeout` gives it more time", record.name);
+    let end = driver
+        .console(record.claim)
+        .and_then(|path| fs::read(path).ok())
+        .map(|bytes| process::tail(&String::from_utf8_lossy(&bytes), 12))
+        .filter(|end| !end.is_empty());
+    match end {
+        Some(end) => error.because(format!("its console ends with:\n{end}")).hint(hint),
+        None => error.because("its console is empty: it did not begin to boot").hint(hint),
+    }
+}

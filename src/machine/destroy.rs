@@ -1,0 +1,101 @@
+//! Removal: the mirror of creation, resumed the same way.
+
+use std::fs;
+
+use forge_driver::{Claim, Error, Kind, Result, atomic};
+
+use super::{Forge, Record, record};
+use crate::registry;
+use crate::store::remove_file;
+
+/// Removes a machine: first what the provider has, then what is remembered. The intent is on disk
+/// first, so a removal that was cut off is visible and goes on. The caller holds the machine's lock.
+///
+/// # Errors
+/// When the provider cannot remove it; the record then stays.
+pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
+    forge.events.step("removing", "", None).await;
+    if !record.leaving {
+        record.leaving = true;
+        record.save(&forge.store)?;
+    }
+    let driver = forge.driver(&record)?;
+    driver.destroy(record.claim).await?;
+    forget(forge, &record.name)?;
+    if let Some(nic) = &record.placement.nic
+        && !used(forge, nic.network.id)?
+    {
+        driver.release_shared(&nic.network).await?;
+    }
+    forge.events.finished("removed", true).await;
+    Ok(())
+}
+
+/// Removes a machine whose record cannot be read, as far as anything of it can be found.
+///
+/// # Errors
+/// When files cannot be removed, or a provider's remains could not be.
+pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
+    forge.events.step("removing what is left", "", None).await;
+    if let Some((claim, driver)) = salvage(forge, name) {
+        let config = serde_json::Value::Null;
+        for entry in registry::all().iter().filter(|entry| driver.as_deref().is_none_or(|id| id == entry.id)) {
+            let config = (entry.default)().unwrap_or_else(|_| config.clone());
+            registry::open(entry.id, &config, &forge.store, &forge.events)?.destroy(claim).await?;
+        }
+    }
+    forget(forge, name)?;
+    forge.events.finished("removed", true).await;
+    Ok(())
+}
+
+/// The claim and the driver that a damaged record still shows.
+fn salvage(forge: &Forge, name: &str) -> Option<(Claim, Option<String>)> {
+    let bytes = fs::read(forge.store.machine_dir(name).join("machine.json")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let after = |key: &str| -> Option<String> {
+        let rest = text.split_once(&format!("\"{key}\""))?.1;
+        let rest = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+        Some(rest.split('"').next()?.to_owned())
+    };
+    Some((after("claim")?.parse().ok()?, after("driver")))
+}
+
+/// Removes the folder of a machine, its record last: while anything is left, it is listed.
+fn forget(forge: &Forge, name: &str) -> Result<()> {
+    if !record::valid_name(name) {
+        return Err(Error::new(Kind::Usage, format!("`{name}` is not the name of a machine")));
+    }
+    let folder = forge.store.machine_dir(name);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(Error::new(Kind::Io, format!("failed to list `{}`", folder.display())).because(error));
+        }
+    };
+    for entry in entries.flatten() {
+        if entry.file_name() != "machine.json" {
+            remove_file(&entry.path())?;
+        }
+    }
+    crate::fault::point("before removing machine.json");
+    remove_file(&folder.join("machine.json"))?;
+    crate::fault::point("after removing machine.json");
+    match fs::remove_dir(&folder) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(atomic::full(error, &format!("failed to remove `{}`", folder.display())));
+        }
+    }
+    atomic::sync_folder(&forge.store.root().join("machines"))
+}
+
+fn used(forge: &Forge, network: uuid::Uuid) -> Result<bool> {
+    Ok(Record::all(&forge.store)?.into_iter().any(|(_, record)| match record {
+        Ok(record) => record.placement.nic.is_some_and(|nic| nic.network.id == network),
+        // What cannot be read may use it.
+        Err(_) => true,
+    }))
+}

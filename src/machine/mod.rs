@@ -1,0 +1,80 @@
+//! One machine: what is remembered of it, and the loops that create, change and remove it.
+
+pub mod access;
+pub mod create;
+pub mod destroy;
+#[cfg(feature = "lab")]
+pub mod fake;
+mod first_contact;
+pub mod power;
+pub mod provision;
+pub mod publish;
+pub mod record;
+mod seed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use forge_driver::assets::Assets;
+use forge_driver::{Driver, Result, State};
+
+use crate::event::Events;
+use crate::image::Images;
+use crate::registry;
+use crate::store::Store;
+
+pub use record::{Member, Record, SshAccess, Stage, Tls};
+
+/// What every effect goes through, handed down by the command line.
+#[derive(Clone)]
+pub struct Forge {
+    /// The store.
+    pub store: Store,
+    /// Templates and playbooks.
+    pub assets: Assets,
+    /// Who hears what happens.
+    pub events: Events,
+    /// How long one wait may take: `--timeout`.
+    pub patience: Duration,
+}
+
+impl Forge {
+    /// The same, for one machine: its events carry its name.
+    #[must_use]
+    pub fn of(&self, machine: &str) -> Self {
+        Self {
+            events: self.events.of(machine),
+            ..self.clone()
+        }
+    }
+
+    /// The base images of the store.
+    pub fn images(&self) -> Images {
+        Images::new(self.store.images_dir(), self.assets.clone())
+    }
+
+    /// The driver of a recorded machine.
+    ///
+    /// # Errors
+    /// When this forge has no such driver.
+    pub fn driver(&self, record: &Record) -> Result<Arc<dyn Driver>> {
+        registry::open(&record.driver, &record.config, &self.store, &self.events)
+    }
+
+    /// The way to a recorded machine.
+    ///
+    /// # Errors
+    /// When this forge has no such driver.
+    pub fn access(&self, record: &Record) -> Result<Arc<dyn access::Access>> {
+        registry::access(&record.driver, &self.store)
+    }
+}
+
+/// The power state of one machine, as its provider has it.
+///
+/// # Errors
+/// When the provider cannot be asked.
+pub async fn state(driver: &dyn Driver, record: &Record) -> Result<State> {
+    let seen = driver.observe(&[record.claim]).await?;
+    Ok(seen.first().map_or(State::Absent, |seen| seen.state))
+}

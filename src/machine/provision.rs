@@ -1,0 +1,167 @@
+//! Provisioning: from a machine that answers SSH to one with an engine and TLS.
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use forge_driver::{Result, atomic};
+use jiff::{Timestamp, ToSpan};
+use tokio::time::Instant;
+
+use super::access::Connection;
+use super::{Forge, Record, Stage};
+use crate::ca::{self, Authority};
+use crate::engine::{self, server_name};
+use crate::playbook::{self, Secrets, Status, Vars};
+use crate::secret::Secret;
+
+/// A certificate that expires within this many days is made anew.
+const RENEW_DAYS: i64 = 30;
+/// The engine answers over TLS within this time once its playbook is done.
+const ENGINE_WAIT: Duration = Duration::from_secs(60);
+
+/// What provisioning came to.
+pub struct Provisioned {
+    /// The record as saved.
+    pub record: Record,
+    /// How many steps changed something.
+    pub changed: usize,
+}
+
+/// Makes a container host of the machine behind `open`, and proves it by a TLS handshake from outside.
+/// With nothing to change it only reads. The caller holds the machine's lock.
+///
+/// # Errors
+/// The step that failed with the end of its output, or why the engine does not answer.
+pub async fn apply(forge: &Forge, record: Record, open: &Connection, peers: &[IpAddr]) -> Result<Provisioned> {
+    let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
+    let (mut record, server) = certificate(forge, record, &authority)?;
+    forge.events.step("provisioning", "", None).await;
+    let start = Instant::now();
+    let job = job(forge, &record, &authority, &server, peers, false)?;
+    let events = forge.events.clone();
+    let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
+        if step.status != Status::Ok && step.status != Status::Skipped {
+            events.result(&format!("{}: {}", step.playbook, step.step), &step.status.to_string());
+        }
+    })
+    .await?;
+    forge.events.span("provision", start.elapsed()).await;
+    let version = prove(forge, &record, &authority).await?;
+    let mut changed = report.changed();
+    if record.stage != Stage::Ready {
+        record.stage = Stage::Ready;
+        record.save(&forge.store)?;
+        changed += 1;
+    }
+    forge
+        .events
+        .finished(&format!("ready, engine {}", version.version), changed > 0)
+        .await;
+    Ok(Provisioned { record, changed })
+}
+
+/// Asks the engine over TLS until it answers.
+///
+/// # Errors
+/// The last reason why it did not.
+pub async fn prove(forge: &Forge, record: &Record, authority: &Authority) -> Result<engine::Version> {
+    let access = forge.access(record)?;
+    let address = record.endpoints()?.engine;
+    let name = server_name(&record.name, address.ip());
+    let deadline = Instant::now() + ENGINE_WAIT.min(forge.patience);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let answer = match access.engine(record, left).await {
+            Ok(stream) => engine::version(stream, &name, authority, left).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(version) => return Ok(version),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error
+                    .context(format!("the engine of machine `{}` does not answer at {address}", record.name))
+                    .hint(format!("`forge logs {}` shows what it says", record.name)));
+            }
+            Err(error) => {
+                forge.events.step("provisioning", "an engine that answers over TLS", Some(deadline)).await;
+                forge.events.trouble(&error).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// The server certificate and key of a machine: what lies beside the record when it still serves, else
+/// new ones. Also puts the client's files there, for `DOCKER_CERT_PATH`.
+fn certificate(forge: &Forge, mut record: Record, authority: &Authority) -> Result<(Record, (String, Secret))> {
+    let folder = forge.store.machine_dir(&record.name);
+    for (name, text, mode) in [
+        ("ca.pem", authority.ca.as_str(), 0o644),
+        ("cert.pem", authority.client.as_str(), 0o644),
+        ("key.pem", authority.client_key.expose(), 0o600),
+    ] {
+        keep(&folder.join(name), text, mode)?;
+    }
+    let names = record.certificate_names()?;
+    let paths = (folder.join("server.pem"), folder.join("server-key.pem"));
+    let renew = Timestamp::now().saturating_add((RENEW_DAYS * 24).hours()).unwrap_or(Timestamp::MAX);
+    let serves = record
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.names == names && tls.authority == authority.fingerprint() && tls.expires > renew);
+    if serves
+        && let (Ok(certificate), Ok(key)) = (fs::read_to_string(&paths.0), fs::read_to_string(&paths.1))
+    {
+        let key = Secret::new(key);
+        if ca::belong_together(&certificate, &key)? {
+            return Ok((record, (certificate, key)));
+        }
+    }
+    let issued = authority.issue(&names)?;
+    atomic::write(&paths.1, issued.key.expose().as_bytes(), 0o600)?;
+    atomic::write(&paths.0, issued.certificate.as_bytes(), 0o644)?;
+    record.tls = Some(issued.facts);
+    record.save(&forge.store)?;
+    Ok((record, (issued.certificate, issued.key)))
+}
+
+fn keep(path: &std::path::Path, text: &str, mode: u32) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    atomic::write(path, text.as_bytes(), mode)
+}
+
+/// Everything that a container host of forge's is, as one script.
+fn job(
+    forge: &Forge,
+    record: &Record,
+    authority: &Authority,
+    server: &(String, Secret),
+    peers: &[IpAddr],
+    dry_run: bool,
+) -> Result<playbook::Job> {
+    let mut others: Vec<String> = peers
+        .iter()
+        .filter(|peer| Some(**peer) != record.endpoints().ok().and_then(|endpoints| endpoints.cluster))
+        .map(ToString::to_string)
+        .collect();
+    others.sort();
+    others.dedup();
+    let kernel = playbook::load(&forge.assets, "kernel")?;
+    let firewall = playbook::load(&forge.assets, "firewall")?;
+    let docker = playbook::load(&forge.assets, "docker")?;
+    let nothing = Vars::new();
+    let firewall_vars = Vars::new().with("peers", others);
+    let docker_vars = Vars::new()
+        .with("user", &record.ssh.user)
+        .with("ca", &authority.ca)
+        .with("certificate", &server.0);
+    let secrets = Secrets::new().with("server_key", Secret::new(server.1.expose()));
+    playbook::compile(
+        &[(&kernel, &nothing), (&firewall, &firewall_vars), (&docker, &docker_vars)],
+        &secrets,
+        dry_run,
+    )
+}

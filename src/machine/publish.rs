@@ -1,0 +1,84 @@
+//! Published ports: reached from the host on the machine's own address.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use forge_driver::{Error, Forward, Kind, Result};
+
+use super::{Forge, Record, record};
+use crate::store::addresses::{self, ENGINE_PORT, Placement, SSH_PORT, Taken};
+use crate::store::lock::{Guarded, acquire};
+
+/// Resolves the words of one port for a machine placed there.
+///
+/// # Errors
+/// When the words are not a port, or the machine is not reached through ports of the host.
+pub(super) fn forward(words: &str, placement: &Placement, taken: &Taken) -> Result<Forward> {
+    let Some(ssh) = placement.ssh else {
+        return Err(Error::new(Kind::Usage, "this machine has an address of its own: its ports need not be published"));
+    };
+    let host = placement.loopback.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4);
+    let forward = addresses::publish(words, host, taken, ssh.host.port() != SSH_PORT)?;
+    if [SSH_PORT, ENGINE_PORT].contains(&forward.guest) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("port {} of every machine is reachable already", forward.guest),
+        )
+        .hint("`forge ip` and `forge url` show where"));
+    }
+    Ok(forward)
+}
+
+/// Publishes ports of a machine, besides those that are. The record is saved first, so a port survives
+/// a kill here and is put back at the next start. The caller holds the machine's lock.
+///
+/// # Errors
+/// [`Kind::Conflict`] when a port is taken, naming its owner: nothing is recorded then.
+pub async fn publish(forge: &Forge, record: &Record, words: &[String]) -> Result<(Record, Vec<Forward>)> {
+    let _lock = acquire(&forge.store, &Guarded::Addresses, forge.patience, &forge.events).await?;
+    let mut taken = record::taken(&forge.store)?;
+    let mut next = record.clone();
+    let mut shown = Vec::new();
+    for words in words {
+        let guest = words.rsplit(':').next().unwrap_or_default();
+        let known = record
+            .published
+            .iter()
+            .find(|forward| forward.guest.to_string() == guest && !words.contains(':'));
+        if let Some(known) = known {
+            shown.push(*known);
+            continue;
+        }
+        let new = forward(words, &record.placement, &taken)?;
+        if record.published.contains(&new) {
+            shown.push(new);
+            continue;
+        }
+        taken.ports.insert(new.host);
+        next.published.push(new);
+        shown.push(new);
+    }
+    apply(forge, record, next).await.map(|next| (next, shown))
+}
+
+/// Takes published ports back. Ports that are not published are no error.
+///
+/// # Errors
+/// When the provider cannot be asked.
+pub async fn withdraw(forge: &Forge, record: &Record, ports: &[u16]) -> Result<Record> {
+    let mut next = record.clone();
+    next.published.retain(|forward| !ports.contains(&forward.guest));
+    apply(forge, record, next).await
+}
+
+async fn apply(forge: &Forge, before: &Record, next: Record) -> Result<Record> {
+    if next.published == before.published {
+        return Ok(next);
+    }
+    let driver = forge.driver(&next)?;
+    next.save(&forge.store)?;
+    if let Err(error) = driver.forward(next.claim, &next.published).await {
+        before.save(&forge.store)?;
+        return Err(error.context(format!("failed to publish ports of machine `{}`", next.name)));
+    }
+    Ok(next)
+}

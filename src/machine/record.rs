@@ -1,0 +1,284 @@
+//! What is remembered of one machine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use forge_driver::{Claim, Endpoints, Error, Forward, Instance, Kind, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::place::{Role, Zone};
+use crate::store::addresses::{Placement, Taken};
+use crate::store::{Store, read_json, write_json};
+
+/// How far a machine has come. Each stage is saved when it is reached, never before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The claim and all keys are on disk; the provider may or may not have been asked.
+    Claimed,
+    /// The provider has the VM.
+    Launched,
+    /// SSH answers with the machine's own host key; the seed is blank.
+    Reached,
+    /// The engine answers over TLS.
+    Ready,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Claimed => "claimed",
+            Self::Launched => "launched",
+            Self::Reached => "reached",
+            Self::Ready => "ready",
+        })
+    }
+}
+
+/// `machines/<name>/machine.json`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The visible name, the host name and the name of the folder.
+    pub name: String,
+    /// The identity of the VM.
+    pub claim: Claim,
+    /// When the claim was made.
+    pub created: Timestamp,
+    /// The driver.
+    pub driver: String,
+    /// The driver's resolved configuration, defaults applied.
+    pub config: Value,
+    /// Where each value of `config` came from.
+    pub origins: BTreeMap<String, String>,
+    /// The id of the base image.
+    pub image: String,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Its removal has begun: it can only go on.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Where it is reached, decided before the provider was asked.
+    pub placement: Placement,
+    /// How SSH is entered.
+    pub ssh: SshAccess,
+    /// What the provider made.
+    pub instance: Option<Instance>,
+    /// The server certificate that the engine was given.
+    pub tls: Option<Tls>,
+    /// Ports published by the user.
+    #[serde(default)]
+    pub published: Vec<Forward>,
+    /// The cluster it belongs to.
+    pub member: Option<Member>,
+}
+
+/// How SSH is entered. The private key lies beside the record as `id_ed25519`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshAccess {
+    /// The user.
+    pub user: String,
+    /// The host key that the seed brought: for first contact only; `None` afterwards.
+    pub first_host_key: Option<String>,
+    /// The host key that the machine made for itself. While the first key is still recorded, both are
+    /// accepted.
+    pub own_host_key: Option<String>,
+}
+
+impl SshAccess {
+    /// The host keys that are accepted now.
+    pub fn accepted(&self) -> Vec<String> {
+        self.own_host_key.iter().chain(&self.first_host_key).cloned().collect()
+    }
+}
+
+/// The server certificate that was issued last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// The names and addresses in it, sorted.
+    pub names: Vec<String>,
+    /// When it expires.
+    pub expires: Timestamp,
+    /// SHA-256 of the CA certificate that signed it, in hexadecimal.
+    pub authority: String,
+}
+
+/// A place in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The cluster.
+    pub cluster: String,
+    /// The role.
+    pub role: Role,
+    /// The zone, `z1` …
+    pub zone: Zone,
+}
+
+impl Record {
+    /// The record of machine `name`; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read as what it should be.
+    pub fn find(store: &Store, name: &str) -> Result<Option<Self>> {
+        if !valid_name(name) {
+            return Ok(None);
+        }
+        read_json(&record_path(store, name))
+    }
+
+    /// The record of machine `name`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when there is none.
+    pub fn load(store: &Store, name: &str) -> Result<Self> {
+        Self::find(store, name)?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("machine `{name}` does not exist"))
+                .hint("`forge ls` shows the machines; `forge create` makes one")
+        })
+    }
+
+    /// All records, sorted by name, each with what went wrong reading it.
+    ///
+    /// # Errors
+    /// When the folder of the machines cannot be listed.
+    pub fn all(store: &Store) -> Result<Vec<(String, Result<Self>)>> {
+        let mut records = Vec::new();
+        for name in store.names("machines")? {
+            match read_json(&record_path(store, &name)) {
+                Ok(Some(record)) => records.push((name, Ok(record))),
+                // A folder without a record is what a kill before the first save leaves.
+                Ok(None) => {}
+                Err(error) => records.push((name, Err(error))),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Saves this record. The caller holds the machine's lock.
+    ///
+    /// # Errors
+    /// What the file system reports; the old record is then untouched.
+    pub fn save(&self, store: &Store) -> Result<()> {
+        write_json(&record_path(store, &self.name), self)
+    }
+
+    /// Where the machine is reached, as the provider says, or as was decided before it was asked.
+    ///
+    /// # Errors
+    /// When neither is known yet.
+    pub fn endpoints(&self) -> Result<Endpoints> {
+        if let Some(instance) = &self.instance {
+            return Ok(instance.endpoints.clone());
+        }
+        match (&self.placement.ssh, &self.placement.engine) {
+            (Some(ssh), Some(engine)) => Ok(Endpoints {
+                ssh: ssh.host,
+                engine: engine.host,
+                cluster: self.placement.nic.as_ref().map(|nic| nic.address.into()),
+                data: None,
+                public: None,
+            }),
+            _ => Err(Error::new(
+                Kind::Unavailable,
+                format!("machine `{}` has no address yet: it is {}", self.name, self.stage),
+            )
+            .hint(format!("`forge create {}` goes on with it", self.name))),
+        }
+    }
+
+    /// The names and addresses that its certificate has to carry, sorted.
+    ///
+    /// # Errors
+    /// When its address is not known yet.
+    pub fn certificate_names(&self) -> Result<Vec<String>> {
+        let endpoints = self.endpoints()?;
+        let mut names = vec![self.name.clone()];
+        names.push(endpoints.engine.ip().to_string());
+        names.extend(
+            [endpoints.cluster, endpoints.data, endpoints.public]
+                .into_iter()
+                .flatten()
+                .map(|address| address.to_string()),
+        );
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// What all records hold. Records that cannot be read are passed over: what they hold is guarded by
+/// the order of allocation and by the attempt to bind it.
+///
+/// # Errors
+/// When the folder of the machines cannot be listed.
+pub fn taken(store: &Store) -> Result<Taken> {
+    let mut taken = Taken::default();
+    for (_, record) in Record::all(store)? {
+        let Ok(record) = record else { continue };
+        taken.loopback.extend(record.placement.loopback);
+        taken.internal.extend(record.placement.nic.as_ref().map(|nic| nic.address));
+        taken
+            .ports
+            .extend(record.placement.forwards().iter().chain(&record.published).map(|forward| forward.host));
+    }
+    Ok(taken)
+}
+
+fn record_path(store: &Store, name: &str) -> PathBuf {
+    store.machine_dir(name).join("machine.json")
+}
+
+/// Whether `name` can be a machine's: letters, digits, `-` and `.`, starting and ending with a letter
+/// or digit, at most 63 characters: it becomes a host name (RFC 1123, section 2.1) and a folder.
+pub fn valid_name(name: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.len() <= 63
+        && edge(name.chars().next())
+        && edge(name.chars().last())
+        && !name.contains("..")
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
+}
+
+/// Refuses a name that cannot be a machine's.
+///
+/// # Errors
+/// [`Kind::Usage`] with the rule.
+pub fn check_name(name: &str) -> Result<()> {
+    if valid_name(name) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("`{name}` cannot be the name of a machine")).hint(
+        "a name has 1 to 63 letters, digits, `-` or `.`, and starts and ends with a letter or digit",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_host_names() {
+        for good in ["n1", "a", "web-1.example", "A1"] {
+            check_name(good).expect(good);
+        }
+        let long = "a".repeat(64);
+        for bad in ["", "-a", "a-", ".a", "a.", "a..b", "a b", "a/b", "../x", "ä", "a_b", &long] {
+            assert_eq!(check_name(bad).expect_err(bad).kind(), Kind::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn both_host_keys_are_accepted_until_the_own_one_is_confirmed() {
+        let mut ssh = SshAccess {
+            user: "forge".into(),
+            first_host_key: Some("first".into()),
+            own_host_key: None,
+        };
+        assert_eq!(ssh.accepted(), ["first"]);
+        ssh.own_host_key = Some("own".into());
+        assert_eq!(ssh.accepted(), ["own", "first"]);
+        ssh.first_host_key = None;
+        assert_eq!(ssh.accepted(), ["own"]);
+    }
+}

@@ -1,0 +1,299 @@
+//! The one file that names all drivers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use forge_driver::{
+    Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation, Power, Result, Spec, Wants,
+};
+use ipnet::Ipv4Net;
+use serde_json::Value;
+
+use crate::event::Events;
+use crate::fault;
+use crate::machine::Forge;
+use crate::machine::access::{Access, Network as NetworkAccess};
+use crate::store::Store;
+
+/// The hidden command that is the switch between machines; its argument is the folder of its sockets.
+pub const SWITCH_COMMAND: &str = "__switch";
+
+/// A resolved configuration: what is recorded, and where each value came from.
+pub type Resolved = (Value, BTreeMap<String, String>);
+
+/// One driver, as the command line sees it.
+pub struct Entry {
+    /// Its name.
+    pub id: &'static str,
+    /// What it is, in one line.
+    pub about: &'static str,
+    /// Adds its options to a command.
+    pub augment: fn(Command) -> Command,
+    /// Resolves the options of a parsed command.
+    pub resolve: fn(&ArgMatches) -> Result<Resolved>,
+    /// The configuration when nothing was said.
+    pub default: fn() -> Result<Value>,
+    /// The range between machines of this configuration.
+    pub network: fn(&Value) -> Result<Option<Ipv4Net>>,
+    /// The way to its machines.
+    pub access: fn(&Store) -> Arc<dyn Access>,
+    /// Opens it with a recorded configuration.
+    pub open: fn(&Value, DriverHome) -> Result<Arc<dyn Driver>>,
+}
+
+/// All drivers; the first is the default.
+pub fn all() -> &'static [Entry] {
+    &[
+        Entry {
+            id: "qemu",
+            about: "virtual machines run by QEMU itself: no daemon, no root",
+            augment: |command| forge_qemu::Options::augment_args(command),
+            resolve: |matches| {
+                let options = forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
+                let origins = origins
+                    .into_iter()
+                    .map(|(name, origin)| (name.to_owned(), format!("{origin:?}").to_lowercase()))
+                    .collect();
+                Ok((recorded(&config)?, origins))
+            },
+            default: || recorded(&forge_qemu::Config::default()),
+            network: |config| Ok(Some(understood::<forge_qemu::Config>("qemu", config)?.network_cidr)),
+            access: |store| Arc::new(NetworkAccess { store: store.clone() }),
+            open: |config, home| {
+                let config: forge_qemu::Config = understood("qemu", config)?;
+                Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
+            },
+        },
+        #[cfg(feature = "lab")]
+        Entry {
+            id: "fake",
+            about: "folders that stand for machines, for tests of forge itself",
+            augment: |command| command,
+            resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
+            default: || Ok(serde_json::json!({})),
+            network: |_| Ok(None),
+            access: |store| Arc::new(crate::machine::fake::FakeAccess { store: store.clone() }),
+            open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
+        },
+    ]
+}
+
+/// The driver of this name.
+///
+/// # Errors
+/// [`Kind::Usage`] with the names there are.
+pub fn find(id: &str) -> Result<&'static Entry> {
+    all().iter().find(|entry| entry.id == id).ok_or_else(|| {
+        let known: Vec<String> = all().iter().map(|entry| format!("`{}`", entry.id)).collect();
+        Error::new(Kind::Usage, format!("there is no driver `{id}`"))
+            .hint(format!("the drivers are {}", known.join(", ")))
+    })
+}
+
+/// Opens the driver `id` on `store` with a recorded configuration. Every call is a span and, in test
+/// builds, a point at which the process can abort.
+///
+/// # Errors
+/// When the driver is unknown or does not understand the configuration.
+pub fn open(id: &str, config: &Value, store: &Store, events: &Events) -> Result<Arc<dyn Driver>> {
+    let entry = known(id)?;
+    let home = home(id, store)?;
+    let inner = (entry.open)(config, home)?;
+    Ok(Arc::new(Observed {
+        inner,
+        events: events.clone(),
+    }))
+}
+
+/// The way to the machines of driver `id`.
+///
+/// # Errors
+/// When this forge has no such driver.
+pub fn access(id: &str, store: &Store) -> Result<Arc<dyn Access>> {
+    Ok((known(id)?.access)(store))
+}
+
+fn known(id: &str) -> Result<&'static Entry> {
+    all().iter().find(|entry| entry.id == id).ok_or_else(|| {
+        Error::new(Kind::Invalid, format!("the driver `{id}` of the record is not in this forge"))
+            .hint("another version of forge made this machine")
+    })
+}
+
+/// Where the driver `id` of `store` keeps what is its own.
+///
+/// # Errors
+/// When a folder cannot be made, or somebody else's lies in its place.
+pub fn home(id: &str, store: &Store) -> Result<DriverHome> {
+    let dir = store.driver_dir(id);
+    forge_driver::atomic::private_folder(&dir)?;
+    Ok(DriverHome {
+        dir,
+        store: store.root().to_owned(),
+        runtime: runtime(store)?,
+    })
+}
+
+/// A short folder for sockets, which have 107 bytes for their path: `/tmp/forge-UID/ID`. It is not
+/// below XDG_RUNTIME_DIR: that one goes when the last session of the user ends, and machines stay.
+fn runtime(store: &Store) -> Result<PathBuf> {
+    let me = rustix::process::geteuid().as_raw();
+    let top = PathBuf::from(format!("/tmp/forge-{me}"));
+    private(&top, me)?;
+    let own = top.join(&store.id().simple().to_string()[..8]);
+    private(&own, me)?;
+    Ok(own)
+}
+
+/// Makes `folder`, or accepts the one that is there when it is ours alone: anybody may have put
+/// something into /tmp under that name.
+fn private(folder: &Path, me: u32) -> Result<()> {
+    let explain = |why: &str| {
+        Error::new(Kind::Refused, format!("`{}` cannot be used for sockets", folder.display())).because(why.to_owned())
+    };
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(explain(&error.to_string())),
+    }
+    let found = fs::symlink_metadata(folder).map_err(|error| explain(&error.to_string()))?;
+    if found.is_dir() && found.uid() == me && found.mode() & 0o077 == 0 {
+        Ok(())
+    } else {
+        Err(explain("it is not a folder of yours that is closed to others").hint("remove it, or ask its owner to"))
+    }
+}
+
+fn options_lost(error: clap::Error) -> Error {
+    Error::new(Kind::Usage, "the options of the driver cannot be read").because(error)
+}
+
+fn recorded(config: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(config)
+        .map_err(|error| Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error))
+}
+
+fn understood<T: serde::de::DeserializeOwned>(id: &str, config: &Value) -> Result<T> {
+    serde_json::from_value(config.clone()).map_err(|error| {
+        Error::new(Kind::Corrupt, format!("the recorded configuration is not one of the driver `{id}`")).because(error)
+    })
+}
+
+/// A driver whose calls are seen.
+struct Observed {
+    inner: Arc<dyn Driver>,
+    events: Events,
+}
+
+impl Observed {
+    async fn call<T>(&self, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let span = format!("driver.{name}");
+        fault::point(&format!("before {span}"));
+        let start = Instant::now();
+        let done = work.await;
+        self.events.span(&span, start.elapsed()).await;
+        fault::point(&format!("after {span}"));
+        done
+    }
+}
+
+#[async_trait]
+impl Driver for Observed {
+    fn id(&self) -> &'static str {
+        self.inner.id()
+    }
+
+    fn wants(&self) -> Wants {
+        self.inner.wants()
+    }
+
+    async fn check(&self, specs: &[Spec]) -> Result<()> {
+        self.call("check", self.inner.check(specs)).await
+    }
+
+    async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
+        // Polled while waiting, and changes nothing: no point of interruption.
+        self.inner.observe(claims).await
+    }
+
+    async fn create(&self, spec: &Spec) -> Result<Instance> {
+        self.call("create", self.inner.create(spec)).await
+    }
+
+    async fn set_power(&self, claim: Claim, power: Power) -> Result<()> {
+        self.call("set_power", self.inner.set_power(claim, power)).await
+    }
+
+    async fn forward(&self, claim: Claim, forwards: &[Forward]) -> Result<()> {
+        self.call("forward", self.inner.forward(claim, forwards)).await
+    }
+
+    async fn blank_seed(&self, claim: Claim) -> Result<()> {
+        self.call("blank_seed", self.inner.blank_seed(claim)).await
+    }
+
+    async fn destroy(&self, claim: Claim) -> Result<()> {
+        self.call("destroy", self.inner.destroy(claim)).await
+    }
+
+    async fn ensure_shared(&self, network: &Network) -> Result<()> {
+        self.call("ensure_shared", self.inner.ensure_shared(network)).await
+    }
+
+    async fn release_shared(&self, network: &Network) -> Result<()> {
+        self.call("release_shared", self.inner.release_shared(network)).await
+    }
+
+    fn console(&self, claim: Claim) -> Option<PathBuf> {
+        self.inner.console(claim)
+    }
+}
+
+/// What is missing for which driver, for `forge doctor`.
+///
+/// # Errors
+/// When the store cannot be used.
+pub async fn findings(forge: &Forge) -> Result<Vec<(String, Vec<Finding>)>> {
+    let home = home("qemu", &forge.store)?;
+    // The accelerator is tried with the kernel of a base image, when there is one.
+    let images = forge.images();
+    let kernel = images
+        .list()
+        .unwrap_or_default()
+        .iter()
+        .find_map(|image| images.base(image).kernel);
+    let found = forge_qemu::findings(&forge_qemu::Config::default(), &home, kernel.as_ref()).await;
+    Ok(vec![("qemu".to_owned(), found)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_driver_is_refused_with_the_known_ones() {
+        let error = find("vmware").err().expect("unknown");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.deepest_hint().expect("a hint").contains("`qemu`"));
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_not_used_for_sockets() {
+        let folder = tempfile::tempdir().expect("folder");
+        let me = rustix::process::geteuid().as_raw();
+        let own = folder.path().join("own");
+        private(&own, me).expect("made");
+        private(&own, me).expect("found");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&own, &link).expect("link");
+        assert_eq!(private(&link, me).expect_err("a link").kind(), Kind::Refused);
+        assert_eq!(private(&own, me + 1).expect_err("not mine").kind(), Kind::Refused);
+    }
+}

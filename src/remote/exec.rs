@@ -1,0 +1,144 @@
+//! Commands over a connection: input, bounded output, deadline, exit status.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use forge_driver::{Error, Kind, Result};
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client};
+use tokio::time::timeout;
+
+use super::ssh::{SshGuest, seconds};
+use super::{ExecOutput, Guest, OUTPUT_LIMIT, Sink};
+
+/// SSH's number for the stream of errors (RFC 4254, 5.2: `SSH_EXTENDED_DATA_STDERR`).
+pub(super) const STDERR: u32 = 1;
+
+#[async_trait]
+impl Guest for SshGuest {
+    async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {
+        let mut stdout = Vec::new();
+        let mut keep = |bytes: &[u8]| {
+            keep(&mut stdout, bytes);
+            ControlFlow::Continue(())
+        };
+        let mut output = self.stream(command, input, deadline, &mut keep).await?;
+        output.stdout = stdout;
+        Ok(output)
+    }
+
+    async fn stream(
+        &self,
+        command: &str,
+        input: &[u8],
+        deadline: Duration,
+        sink: &mut Sink<'_>,
+    ) -> Result<ExecOutput> {
+        match timeout(deadline, self.converse(command, input, sink)).await {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(why)) => Err(Error::new(Kind::Unavailable, self.failed(command)).because(why)),
+            // Dropping the channel closes it: the other side sees the end of its output.
+            Err(_) => Err(Error::new(Kind::Timeout, self.failed(command))
+                .because(format!("it did not end within {}", seconds(deadline)))),
+        }
+    }
+}
+
+impl SshGuest {
+    fn failed(&self, command: &str) -> String {
+        let line = command.lines().next().unwrap_or_default();
+        let shown: String = line.chars().take(60).collect();
+        let more = if shown.len() < command.len() { " …" } else { "" };
+        format!("failed to run `{shown}{more}` on `{}`", self.address)
+    }
+
+    async fn converse(&self, command: &str, input: &[u8], sink: &mut Sink<'_>) -> Result<ExecOutput, String> {
+        let channel = self.handle.channel_open_session().await.map_err(lost)?;
+        channel.exec(true, command).await.map_err(lost)?;
+        let (mut reader, writer) = channel.split();
+        let feeding = async {
+            if feed(&writer, input).await.is_err() {
+                // A command that does not read its input to the end says so by its exit status.
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            output = collect(&mut reader, sink) => {
+                let _ = timeout(Duration::from_millis(200), writer.close()).await;
+                output
+            }
+            () = feeding => unreachable!("feeding never ends"),
+        }
+    }
+}
+
+async fn feed(writer: &ChannelWriteHalf<client::Msg>, input: &[u8]) -> Result<(), russh::Error> {
+    if !input.is_empty() {
+        writer.data(input).await?;
+    }
+    writer.eof().await
+}
+
+async fn collect(reader: &mut ChannelReadHalf, sink: &mut Sink<'_>) -> Result<ExecOutput, String> {
+    let mut status = None;
+    let mut stderr = Vec::new();
+    while let Some(message) = reader.wait().await {
+        match message {
+            ChannelMsg::Data { data } => {
+                if sink(&data).is_break() {
+                    status = Some(0);
+                    break;
+                }
+            }
+            ChannelMsg::ExtendedData { data, ext: STDERR } => keep(&mut stderr, &data),
+            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status.cast_signed()),
+            ChannelMsg::ExitSignal { signal_name, .. } => status = Some(128 + number(&signal_name)),
+            ChannelMsg::Failure => return Err("the server refused to run a command".to_owned()),
+            ChannelMsg::Close => break,
+            _ => {}
+        }
+    }
+    let status = status.ok_or("the connection was lost before the command ended")?;
+    Ok(ExecOutput { status, stdout: Vec::new(), stderr })
+}
+
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+    let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(bytes.len());
+    kept.extend_from_slice(&bytes[..room]);
+}
+
+pub(super) fn lost(error: russh::Error) -> String {
+    match error {
+        russh::Error::SendError | russh::Error::HUP | russh::Error::Disconnect | russh::Error::RecvError => {
+            "the connection was lost".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+/// The number of a signal (signal(7), the same on every Linux of x86 and ARM).
+pub(super) fn number(signal: &Sig) -> i32 {
+    match signal {
+        Sig::HUP => 1,
+        Sig::INT => 2,
+        Sig::QUIT => 3,
+        Sig::ILL => 4,
+        Sig::ABRT => 6,
+        Sig::FPE => 8,
+        Sig::KILL => 9,
+        Sig::USR1 => 10,
+        Sig::SEGV => 11,
+        Sig::PIPE => 13,
+        Sig::ALRM => 14,
+        Sig::TERM => 15,
+        Sig::Custom(name) => match name.as_str() {
+            "TRAP" => 5,
+            "BUS" => 7,
+            "USR2" => 12,
+            "XCPU" => 24,
+            "XFSZ" => 25,
+            "SYS" => 31,
+            _ => 127,
+        },
+    }
+}

@@ -1,0 +1,82 @@
+//! Commands on other machines.
+//!
+//! Everything above this module speaks to a machine through [`Guest`]; [`ssh`] is the implementation,
+//! with one authenticated connection for a whole command.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use forge_driver::Result;
+
+mod exec;
+pub mod first_contact;
+mod keys;
+mod session;
+pub mod ssh;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use keys::{HostKeys, KeyPair, fingerprint, generate_key};
+
+/// At most this much of each output stream of a command is kept; more is read and dropped.
+pub const OUTPUT_LIMIT: usize = 4 << 20;
+
+/// What a command on a machine left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its exit status; 128 + n when signal n ended it.
+    pub status: i32,
+    /// Its standard output, cut at [`OUTPUT_LIMIT`].
+    pub stdout: Vec<u8>,
+    /// Its standard error, cut at [`OUTPUT_LIMIT`].
+    pub stderr: Vec<u8>,
+}
+
+impl ExecOutput {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    pub fn error_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+/// Takes a piece of standard output as it arrives, and says whether more is wanted.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> ControlFlow<()> + Send + 'a;
+
+/// A machine that runs commands.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Runs `command` (a shell line) with `input` on its standard input, for at most `deadline`.
+    ///
+    /// # Errors
+    /// [`forge_driver::Kind::Timeout`] at the deadline, and what the connection reports. An exit status
+    /// other than 0 is not an error here.
+    async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput>;
+
+    /// Like [`Guest::exec`], but hands standard output to `sink` as it arrives and keeps none of it.
+    ///
+    /// When the sink wants no more, the call returns at once with status 0: a command may leave a
+    /// background process behind that holds its output open.
+    ///
+    /// # Errors
+    /// Those of [`Guest::exec`].
+    async fn stream(
+        &self,
+        command: &str,
+        input: &[u8],
+        deadline: Duration,
+        sink: &mut Sink<'_>,
+    ) -> Result<ExecOutput> {
+        let mut output = self.exec(command, input, deadline).await?;
+        let stdout = std::mem::take(&mut output.stdout);
+        if sink(&stdout).is_break() {
+            output.status = 0;
+        }
+        Ok(output)
+    }
+}

@@ -1,0 +1,185 @@
+//! Interactive sessions: this process's standard streams, connected to a command or a shell there.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::os::fd::OwnedFd;
+
+use forge_driver::{Context, Error, Kind, Result};
+use russh::{ChannelMsg, ChannelWriteHalf, client};
+use rustix::termios::{self, OptionalActions, Termios};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::exec::{STDERR, lost, number};
+use super::ssh::SshGuest;
+
+/// What a shell reports for a program that wrote to a closed pipe: 128 + SIGPIPE.
+const BROKEN_PIPE: i32 = 141;
+
+/// The terminal in raw mode for as long as this lives: keys go to the other side untouched.
+///
+/// It is put back when the value is dropped, also while a panic unwinds.
+struct Raw {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
+impl Raw {
+    /// Raw mode, when standard input is a terminal.
+    fn enter() -> Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let failed = || "failed to set the terminal to raw mode".to_owned();
+        let terminal = rustix::io::dup(&stdin).or_fail(Kind::Io, failed)?;
+        let before = termios::tcgetattr(&terminal).or_fail(Kind::Io, failed)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        termios::tcsetattr(&terminal, OptionalActions::Drain, &raw).or_fail(Kind::Io, failed)?;
+        Ok(Some(Self { terminal, before }))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that is gone.
+        let _ = termios::tcsetattr(&self.terminal, OptionalActions::Drain, &self.before);
+    }
+}
+
+/// Columns and rows of the terminal; the classic size where there is none.
+fn window() -> (u32, u32) {
+    let size = termios::tcgetwinsize(io::stdout()).or_else(|_| termios::tcgetwinsize(io::stdin()));
+    match size {
+        Ok(size) if size.ws_col > 0 => (size.ws_col.into(), size.ws_row.into()),
+        _ => (80, 24),
+    }
+}
+
+/// Standard input, piece by piece; closed at its end.
+///
+/// A plain thread reads it, because a read cannot be taken back: a task of the runtime that waits in one
+/// would keep the process from ending after the other side has. The channel holds a few pieces, so a
+/// slow connection slows the reading down.
+fn stdin_pieces() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let stdin = io::stdin();
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            match rustix::io::read(&stdin, &mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    if sender.blocking_send(buffer[..count].to_vec()).is_err() {
+                        break;
+                    }
+                }
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(_) => break,
+            }
+        }
+    });
+    receiver
+}
+
+async fn forward_input(writer: &ChannelWriteHalf<client::Msg>, pieces: &mut mpsc::Receiver<Vec<u8>>) {
+    while let Some(piece) = pieces.recv().await {
+        if writer.data(piece.as_slice()).await.is_err() {
+            return;
+        }
+    }
+    let _ = writer.eof().await;
+}
+
+async fn put(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+impl SshGuest {
+    /// Connects this process's standard streams to `command`, or to a login shell, until it ends, and
+    /// returns its exit status (128 + n after signal n).
+    ///
+    /// Bytes pass unchanged both ways, at the pace of the slower side; the end of standard input is
+    /// passed on. With `tty` the other side gets a terminal: ours is in raw mode meanwhile and put back
+    /// whatever happens, and changes of its size are passed on.
+    ///
+    /// # Errors
+    /// When the connection is lost, or the process is told to end (SIGTERM, SIGHUP).
+    pub async fn session(&self, command: Option<&str>, tty: bool) -> Result<i32> {
+        let failed = || format!("the session with `{}` ended early", self.address);
+        let broken = |error: russh::Error| Error::new(Kind::Unavailable, failed()).because(lost(error));
+        let mut resized = signal(SignalKind::window_change()).or_fail(Kind::Io, failed)?;
+        let mut terminated = signal(SignalKind::terminate()).or_fail(Kind::Io, failed)?;
+        let mut hung_up = signal(SignalKind::hangup()).or_fail(Kind::Io, failed)?;
+
+        let channel = self.handle.channel_open_session().await.map_err(broken)?;
+        if tty {
+            let (columns, rows) = window();
+            let term = env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
+            channel
+                .request_pty(false, &term, columns, rows, 0, 0, &[])
+                .await
+                .map_err(broken)?;
+        }
+        match command {
+            Some(command) => channel.exec(true, command).await.map_err(broken)?,
+            None => channel.request_shell(true).await.map_err(broken)?,
+        }
+        let raw = if tty { Raw::enter()? } else { None };
+
+        let (mut reader, writer) = channel.split();
+        let mut pieces = stdin_pieces();
+        let input = async {
+            forward_input(&writer, &mut pieces).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::pin!(input);
+        let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+        let mut status = None;
+        loop {
+            let message = tokio::select! {
+                message = reader.wait() => message,
+                () = &mut input => None,
+                _ = resized.recv() => {
+                    let (columns, rows) = window();
+                    let _ = writer.window_change(columns, rows, 0, 0).await;
+                    continue;
+                }
+                _ = terminated.recv() => {
+                    return Err(Error::new(Kind::Interrupted, failed()).because("terminated"));
+                }
+                _ = hung_up.recv() => {
+                    return Err(Error::new(Kind::Interrupted, failed()).because("the terminal was closed"));
+                }
+            };
+            let written = match message {
+                None | Some(ChannelMsg::Close) => break,
+                Some(ChannelMsg::Data { data }) => put(&mut stdout, &data).await,
+                Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => put(&mut stderr, &data).await,
+                Some(ChannelMsg::ExitStatus { exit_status }) => {
+                    status = Some(exit_status.cast_signed());
+                    Ok(())
+                }
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                    status = Some(128 + number(&signal_name));
+                    Ok(())
+                }
+                Some(ChannelMsg::Failure) => {
+                    return Err(Error::new(Kind::Refused, failed()).because("the server refused to run a command"));
+                }
+                Some(_) => Ok(()),
+            };
+            if written.is_err() {
+                // Whoever read our output has gone: nothing of what follows can be delivered.
+                let _ = writer.close().await;
+                status = Some(BROKEN_PIPE);
+                break;
+            }
+        }
+        drop(raw);
+        status.ok_or_else(|| Error::new(Kind::Unavailable, failed()).because("the connection was lost"))
+    }
+}

@@ -1,0 +1,192 @@
+//! Machines for tests: a shell on this one, and a real OpenSSH server on a loopback address.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use forge_driver::{Error, Kind, Result};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::ssh::Target;
+use super::{ExecOutput, Guest, KeyPair, Sink, generate_key};
+
+/// A shell on this machine that takes scripts from its standard input.
+pub(crate) struct Shell {
+    argv: Vec<String>,
+    path: Option<String>,
+}
+
+impl Shell {
+    /// Debian's `sh`.
+    pub(crate) fn dash() -> Self {
+        Self { argv: vec!["dash".to_owned()], path: None }
+    }
+
+    /// Busybox: its shell, and its programs alone, linked into `folder`.
+    pub(crate) fn busybox(folder: &Path) -> Self {
+        let busybox = Path::new("/bin/busybox");
+        let busybox = if busybox.exists() { busybox } else { Path::new("/usr/bin/busybox") };
+        for applet in [
+            "sh", "cat", "sha256sum", "stat", "mv", "rm", "mkdir", "chmod", "chown", "timeout", "sleep", "sync", "grep", "id",
+        ] {
+            std::os::unix::fs::symlink(busybox, folder.join(applet)).expect("link");
+        }
+        Self {
+            argv: vec![folder.join("sh").display().to_string()],
+            path: Some(folder.display().to_string()),
+        }
+    }
+
+    /// The same shell with another search path.
+    pub(crate) fn with_path(mut self, path: String) -> Self {
+        self.path = Some(path);
+        self
+    }
+}
+
+#[async_trait]
+impl Guest for Shell {
+    async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {
+        let mut stdout = Vec::new();
+        let mut keep = |bytes: &[u8]| {
+            stdout.extend_from_slice(bytes);
+            std::ops::ControlFlow::Continue(())
+        };
+        let mut output = self.stream(command, input, deadline, &mut keep).await?;
+        output.stdout = stdout;
+        Ok(output)
+    }
+
+    async fn stream(&self, _: &str, input: &[u8], deadline: Duration, sink: &mut Sink<'_>) -> Result<ExecOutput> {
+        let mut command = Command::new(&self.argv[0]);
+        command
+            .args(&self.argv[1..])
+            .args(["-c", "eval \"$(cat)\""])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
+        let mut child = command.spawn().expect("the shell starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input).await.expect("the script is taken");
+        drop(stdin);
+        let mut stdout = child.stdout.take().expect("piped");
+        let mut stderr = child.stderr.take().expect("piped");
+        let work = async {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = stdout.read(&mut buffer).await {
+                if count == 0 || sink(&buffer[..count]).is_break() {
+                    break;
+                }
+            }
+            let mut errors = Vec::new();
+            let _ = stderr.read_to_end(&mut errors).await;
+            let status = child.wait().await.expect("waits");
+            ExecOutput {
+                status: status.code().unwrap_or(255),
+                stdout: Vec::new(),
+                stderr: errors,
+            }
+        };
+        timeout(deadline, work)
+            .await
+            .map_err(|_| Error::new(Kind::Timeout, "the shell did not end in time"))
+    }
+}
+
+/// An OpenSSH server of the test's own on 127.0.0.1, run as the current user.
+pub(crate) struct Sshd {
+    /// Its folder: keys and configuration.
+    pub(crate) folder: TempDir,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its host key.
+    pub(crate) host: KeyPair,
+    /// The key that it lets in.
+    pub(crate) client: KeyPair,
+    child: Child,
+}
+
+impl Sshd {
+    /// Starts a server and waits until it listens.
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let (host, client) = (generate_key("host").expect("key"), generate_key("client").expect("key"));
+        let put = |name: &str, text: &str| -> PathBuf {
+            let path = folder.path().join(name);
+            fs::write(&path, text).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+            path
+        };
+        let host_key = put("ssh_host_ed25519_key", host.private_openssh.expose());
+        put("ssh_host_ed25519_key.pub", &host.public_openssh);
+        let keys = put("authorized_keys", &client.public_openssh);
+        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").expect("/run/sshd");
+        }
+        let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let config = put(
+            "sshd_config",
+            &format!(
+                "HostKey {}\nAuthorizedKeysFile {}\nListenAddress 127.0.0.1\nPidFile none\nStrictModes no\nUsePAM no\n\
+                 PasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\n",
+                host_key.display(),
+                keys.display()
+            ),
+        );
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-p", &address.port().to_string(), "-f"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("sshd is installed (openssh-server)");
+        let server = Self { folder, address, host, client, child };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            assert!(Instant::now() < deadline, "sshd listens in time");
+            sleep(Duration::from_millis(20)).await;
+        }
+        server
+    }
+
+    /// How to log in to it.
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            address: self.address,
+            user: user(),
+            key: self.client.private_openssh.clone(),
+            accept: vec![self.host.public_openssh.clone()],
+        }
+    }
+
+    /// Ends the server itself; sessions are processes of their own.
+    pub(crate) async fn stop(&mut self) {
+        self.child.kill().await.expect("killed");
+    }
+}
+
+/// The current user's name.
+pub(crate) fn user() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2).is_some_and(|field| *field == uid.to_string()))
+        .expect("the user has an entry");
+    entry[0].to_owned()
+}

@@ -1,0 +1,134 @@
+//! Records: JSON files with a format number.
+
+use std::fs;
+use std::path::Path;
+
+use forge_driver::{Error, Kind, Result, atomic};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The format of the records that this forge writes. Newer ones are refused, older ones migrated.
+pub const FORMAT: u64 = 1;
+
+/// Reads a record; `None` when there is no file.
+///
+/// # Errors
+/// [`Kind::Newer`] when a newer forge wrote it, [`Kind::Corrupt`] when it is not what it should be:
+/// the file is left as it is.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error));
+        }
+    };
+    let corrupt = |error: serde_json::Error| {
+        Error::new(Kind::Corrupt, format!("`{}` is damaged", path.display()))
+            .because(error)
+            .hint("put the file back from a backup, or remove what it describes with `forge rm -f` or by hand; forge leaves it as it is")
+    };
+    let mut value: Map<String, Value> = serde_json::from_slice(&text).map_err(corrupt)?;
+    let format = value.remove("format").and_then(|format| format.as_u64());
+    match format {
+        Some(FORMAT) => {}
+        Some(newer) if newer > FORMAT => {
+            return Err(Error::new(
+                Kind::Newer,
+                format!(
+                    "`{}` has format {newer}, and this forge knows formats up to {FORMAT}",
+                    path.display()
+                ),
+            )
+            .hint("a newer forge wrote it: install that version, or set FORGE_HOME to another folder"));
+        }
+        _ => {
+            return Err(
+                Error::new(Kind::Corrupt, format!("`{}` is damaged", path.display()))
+                    .because("it has no format number")
+                    .hint("put the file back from a backup; forge leaves it as it is"),
+            );
+        }
+    }
+    serde_json::from_value(Value::Object(value)).map(Some).map_err(corrupt)
+}
+
+/// Writes a record, whole, for the owner alone.
+///
+/// # Errors
+/// What the file system reports; the old record is then untouched.
+pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let failed = || format!("failed to write `{}`", path.display());
+    let value = serde_json::to_value(record).map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    let mut whole = Map::new();
+    whole.insert("format".to_owned(), FORMAT.into());
+    if let Value::Object(fields) = value {
+        whole.extend(fields);
+    }
+    let mut text = serde_json::to_vec_pretty(&whole).map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    text.push(b'\n');
+    crate::fault::point(&format!("before saving {}", file_name(path)));
+    atomic::write(path, &text, 0o600)?;
+    crate::fault::point(&format!("after saving {}", file_name(path)));
+    Ok(())
+}
+
+/// Removes a file; gone already succeeds.
+///
+/// # Errors
+/// What the file system reports.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(atomic::full(error, &format!("failed to remove `{}`", path.display()))),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Thing {
+        name: String,
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("thing.json");
+        assert_eq!(read_json::<Thing>(&path).expect("none"), None);
+        let thing = Thing { name: "n1".into() };
+        write_json(&path, &thing).expect("write");
+        assert_eq!(read_json(&path).expect("read"), Some(thing));
+        assert!(fs::read_to_string(&path).expect("text").contains("\"format\": 1"));
+    }
+
+    #[test]
+    fn damage_is_told_apart_from_a_newer_format() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("thing.json");
+        for (text, kind) in [
+            ("", Kind::Corrupt),
+            ("{\"format\":1,\"nam", Kind::Corrupt),
+            ("{\"name\":\"x\"}", Kind::Corrupt),
+            ("{\"format\":1}", Kind::Corrupt),
+            ("{\"format\":2,\"name\":\"x\"}", Kind::Newer),
+        ] {
+            fs::write(&path, text).expect("write");
+            let error = read_json::<Thing>(&path).expect_err(text);
+            assert_eq!(error.kind(), kind, "{text}");
+            assert!(error.message().contains("thing.json"), "{text}");
+            assert_eq!(fs::read_to_string(&path).expect("still there"), text);
+        }
+    }
+}
