@@ -6,7 +6,7 @@ help:
 	@echo 'make demo    a swarm of three managers on this machine, from nothing'
 	@echo 'make build   target/release/forge'
 	@echo 'make test    every check; PARTS="fmt unit" for some (shell fmt clippy deny build unit lab)'
-	@echo 'make bench   the speeds that the README names'
+	@echo 'make bench   the speeds: ratios, side by side, in one run'
 	@echo 'make clean   remove what was built here'
 
 demo:
@@ -20,7 +20,7 @@ test:
 	@.ci/test $(PARTS)
 
 bench: build
-	@bench/run
+	@tests/bench/run
 
 clean:
 	@. .ci/env && cargo clean

@@ -12,8 +12,8 @@ use std::time::Duration;
 use forge_driver::{Error, Kind, Result, atomic};
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use sha2::{Digest, Sha256};
 
@@ -72,7 +72,13 @@ pub async fn ensure(store: &Store, patience: Duration, events: &Events) -> Resul
     let (client, client_key) = match pair(&folder, "cert")? {
         Some(pair) => pair,
         None => {
-            let made = sign(&ca, &ca_key, &[], ExtendedKeyUsagePurpose::ClientAuth, "forge client")?;
+            let made = sign(
+                &ca,
+                &ca_key,
+                &[],
+                ExtendedKeyUsagePurpose::ClientAuth,
+                "forge client",
+            )?;
             let made = (made.0, made.1);
             save_pair(&folder, "cert", "key", &made)?;
             made
@@ -122,14 +128,19 @@ impl Authority {
 
 /// Refuses to make a new CA where machines trust an earlier one: they would be locked out.
 fn unused(store: &Store) -> Result<()> {
-    let trusting = Record::all(store)?
-        .into_iter()
-        .find_map(|(name, record)| record.is_ok_and(|record| record.tls.is_some()).then_some(name));
+    let trusting = Record::all(store)?.into_iter().find_map(|(name, record)| {
+        record
+            .is_ok_and(|record| record.tls.is_some())
+            .then_some(name)
+    });
     match trusting {
         None => Ok(()),
         Some(name) => Err(Error::new(
             Kind::Corrupt,
-            format!("the CA in `{}` is lost, and machine `{name}` trusts no other", store.certs_dir().display()),
+            format!(
+                "the CA in `{}` is lost, and machine `{name}` trusts no other",
+                store.certs_dir().display()
+            ),
         )
         .hint("put `certs/ca.pem` and `certs/ca-key.pem` back from a backup")),
     }
@@ -140,7 +151,8 @@ fn unused(store: &Store) -> Result<()> {
 /// # Errors
 /// When one of them cannot be read.
 pub fn belong_together(certificate: &str, key: &Secret) -> Result<bool> {
-    let broken = |what: &str| Error::new(Kind::Corrupt, format!("a {what} of the store is damaged"));
+    let broken =
+        |what: &str| Error::new(Kind::Corrupt, format!("a {what} of the store is damaged"));
     let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
         .map_err(|error| broken("certificate").because(error.to_string()))?;
     let parsed = pem
@@ -176,15 +188,30 @@ fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error)),
+        Err(error) => {
+            Err(Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error))
+        }
     }
 }
 
-fn save_pair(folder: &Path, name: &str, key_name: &str, (certificate, key): &(String, Secret)) -> Result<()> {
+fn save_pair(
+    folder: &Path,
+    name: &str,
+    key_name: &str,
+    (certificate, key): &(String, Secret),
+) -> Result<()> {
     crate::fault::point(&format!("before saving {key_name}.pem"));
-    atomic::write(&folder.join(format!("{key_name}.pem")), key.expose().as_bytes(), 0o600)?;
+    atomic::write(
+        &folder.join(format!("{key_name}.pem")),
+        key.expose().as_bytes(),
+        0o600,
+    )?;
     crate::fault::point(&format!("between {key_name}.pem and {name}.pem"));
-    atomic::write(&folder.join(format!("{name}.pem")), certificate.as_bytes(), 0o644)?;
+    atomic::write(
+        &folder.join(format!("{name}.pem")),
+        certificate.as_bytes(),
+        0o644,
+    )?;
     crate::fault::point(&format!("after saving {name}.pem"));
     Ok(())
 }
@@ -200,7 +227,10 @@ fn make_ca(store: &Store) -> Result<(String, Secret)> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-    let (from, to) = (today.saturating_sub(1.day()), today.saturating_add(i64::from(CA_YEARS).years()));
+    let (from, to) = (
+        today.saturating_sub(1.day()),
+        today.saturating_add(i64::from(CA_YEARS).years()),
+    );
     params.not_before = day(from);
     params.not_after = day(to);
     let certificate = params.self_signed(&key).map_err(failed)?;
@@ -231,7 +261,9 @@ fn sign(
     let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
     let expires = to
         .to_zoned(TimeZone::UTC)
-        .map_err(|error| Error::new(Kind::Invalid, "the date of expiry cannot be represented").because(error))?
+        .map_err(|error| {
+            Error::new(Kind::Invalid, "the date of expiry cannot be represented").because(error)
+        })?
         .timestamp();
     Ok((certificate.pem(), Secret::new(key.serialize_pem()), expires))
 }
@@ -240,12 +272,19 @@ fn named(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, "forge");
     // RFC 5280, appendix A: a common name has at most 64 characters.
-    name.push(DnType::CommonName, common_name.chars().take(64).collect::<String>());
+    name.push(
+        DnType::CommonName,
+        common_name.chars().take(64).collect::<String>(),
+    );
     name
 }
 
 fn day(date: jiff::civil::Date) -> time::OffsetDateTime {
-    date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+    date_time_ymd(
+        date.year().into(),
+        date.month().unsigned_abs(),
+        date.day().unsigned_abs(),
+    )
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -257,7 +296,9 @@ mod tests {
     use super::*;
 
     async fn authority(store: &Store) -> Authority {
-        ensure(store, Duration::from_secs(5), &Events::silent()).await.expect("authority")
+        ensure(store, Duration::from_secs(5), &Events::silent())
+            .await
+            .expect("authority")
     }
 
     #[tokio::test]
@@ -267,7 +308,10 @@ mod tests {
         let (first, second) = (authority(&store).await, authority(&store).await);
         assert_eq!(first.ca, second.ca);
         assert_eq!(first.client, second.client);
-        for (certificate, key) in [(&first.ca, &first.ca_key), (&first.client, &first.client_key)] {
+        for (certificate, key) in [
+            (&first.ca, &first.ca_key),
+            (&first.client, &first.client_key),
+        ] {
             assert!(belong_together(certificate, key).expect("parsed"));
         }
     }
@@ -280,8 +324,14 @@ mod tests {
             authority(&store).await;
             fs::remove_file(store.certs_dir().join(missing)).expect("remove");
             let whole = authority(&store).await;
-            assert!(belong_together(&whole.ca, &whole.ca_key).expect("parsed"), "{missing}");
-            assert!(belong_together(&whole.client, &whole.client_key).expect("parsed"), "{missing}");
+            assert!(
+                belong_together(&whole.ca, &whole.ca_key).expect("parsed"),
+                "{missing}"
+            );
+            assert!(
+                belong_together(&whole.client, &whole.client_key).expect("parsed"),
+                "{missing}"
+            );
             assert!(signed_by(&whole.client, &whole.ca), "{missing}");
         }
     }
@@ -294,12 +344,19 @@ mod tests {
         let names = ["10.133.7.101", "127.133.7.101", "n1"].map(str::to_owned);
         let issued = authority.issue(&names).expect("issued");
         assert!(signed_by(&issued.certificate, &authority.ca));
-        let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).expect("pem");
+        let (_, pem) =
+            x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).expect("pem");
         let parsed = pem.parse_x509().expect("x509");
-        let alternatives = parsed.subject_alternative_name().expect("one").expect("present");
+        let alternatives = parsed
+            .subject_alternative_name()
+            .expect("one")
+            .expect("present");
         assert_eq!(alternatives.value.general_names.len(), 3);
         assert!(!issued.certificate.contains("PRIVATE"));
-        assert_eq!(parsed.validity().not_after.timestamp(), issued.facts.expires.as_second());
+        assert_eq!(
+            parsed.validity().not_after.timestamp(),
+            issued.facts.expires.as_second()
+        );
     }
 
     fn signed_by(certificate: &str, ca: &str) -> bool {

@@ -51,24 +51,35 @@ pub fn server_name(machine: &str, address: IpAddr) -> String {
 /// # Errors
 /// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
 /// for an answer that is not an engine's.
-pub async fn version(stream: impl Stream, name: &str, authority: &Authority, deadline: Duration) -> Result<Version> {
+pub async fn version(
+    stream: impl Stream,
+    name: &str,
+    authority: &Authority,
+    deadline: Duration,
+) -> Result<Version> {
     match timeout(deadline, ask(stream, name, authority)).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
             Kind::Timeout,
-            format!("the engine of `{name}` did not answer within {} s", deadline.as_secs()),
+            format!(
+                "the engine of `{name}` did not answer within {} s",
+                deadline.as_secs()
+            ),
         )),
     }
 }
 
 async fn ask(stream: impl Stream, name: &str, authority: &Authority) -> Result<Version> {
     let connector = TlsConnector::from(Arc::new(client_config(authority)?));
-    let server = ServerName::try_from(name.to_owned())
-        .or_fail(Kind::Invalid, || format!("`{name}` cannot be checked in a certificate"))?;
+    let server = ServerName::try_from(name.to_owned()).or_fail(Kind::Invalid, || {
+        format!("`{name}` cannot be checked in a certificate")
+    })?;
     let mut tls = connector
         .connect(server, stream)
         .await
-        .or_fail(Kind::Refused, || format!("the TLS handshake with the engine of `{name}` failed"))?;
+        .or_fail(Kind::Refused, || {
+            format!("the TLS handshake with the engine of `{name}` failed")
+        })?;
     let broken = || format!("the engine of `{name}` broke off");
     tls.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\nAccept: application/json\r\n\r\n")
         .await
@@ -82,9 +93,15 @@ async fn ask(stream: impl Stream, name: &str, authority: &Authority) -> Result<V
     }
     let text = String::from_utf8_lossy(&answer);
     let strange = |why: &str| {
-        Error::new(Kind::Invalid, format!("the answer of `{name}` is not a container engine's")).because(why.to_owned())
+        Error::new(
+            Kind::Invalid,
+            format!("the answer of `{name}` is not a container engine's"),
+        )
+        .because(why.to_owned())
     };
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| strange("it is not HTTP"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| strange("it is not HTTP"))?;
     let status = head.lines().next().unwrap_or_default();
     if !status.contains(" 200") {
         return Err(strange(status));
@@ -99,7 +116,9 @@ fn client_config(authority: &Authority) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(authority.ca.as_bytes())
         .or_fail(Kind::Corrupt, || broken("CA certificate"))?;
-    roots.add(ca).or_fail(Kind::Corrupt, || broken("CA certificate"))?;
+    roots
+        .add(ca)
+        .or_fail(Kind::Corrupt, || broken("CA certificate"))?;
     let client = CertificateDer::from_pem_slice(authority.client.as_bytes())
         .or_fail(Kind::Corrupt, || broken("client certificate"))?;
     let key = PrivateKeyDer::from_pem_slice(authority.client_key.expose().as_bytes())
@@ -121,7 +140,11 @@ mod tests {
     use rustls::server::WebPkiClientVerifier;
 
     /// A TLS server as an engine with `--tlsverify` is one, at the other end of a pipe.
-    fn engine(authority: &Authority, names: &[&str], answer: &'static [u8]) -> tokio::io::DuplexStream {
+    fn engine(
+        authority: &Authority,
+        names: &[&str],
+        answer: &'static [u8],
+    ) -> tokio::io::DuplexStream {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let issued = authority.issue(&names).expect("issued");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -129,9 +152,10 @@ mod tests {
         roots
             .add(CertificateDer::from_pem_slice(authority.ca.as_bytes()).expect("ca"))
             .expect("root");
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .expect("verifier");
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .build()
+                .expect("verifier");
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -201,7 +225,11 @@ mod tests {
     #[tokio::test]
     async fn something_else_behind_the_port_is_told() {
         let (_folder, authority) = authority().await;
-        let stream = engine(&authority, &["127.133.7.101"], b"HTTP/1.0 503 Busy\r\n\r\n{}");
+        let stream = engine(
+            &authority,
+            &["127.133.7.101"],
+            b"HTTP/1.0 503 Busy\r\n\r\n{}",
+        );
         let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
             .await
             .expect_err("503");

@@ -13,7 +13,10 @@ pub fn point(name: &str) {
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     if let Some(path) = std::env::var_os("FORGE_POINTS")
-        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+        && let Ok(mut file) = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
     {
         // The list is the test's own evidence; without it the test fails, so nothing is lost here.
         let _ = writeln!(file, "{number} {name}");

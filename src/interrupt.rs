@@ -20,8 +20,11 @@ pub fn request() -> bool {
 /// [`Kind::Interrupted`] after [`request`].
 pub fn check() -> Result<()> {
     if WISHED.load(Ordering::SeqCst) {
-        return Err(Error::new(Kind::Interrupted, "interrupted; everything done so far is saved")
-            .hint("run the same command again: it goes on where it stopped"));
+        return Err(Error::new(
+            Kind::Interrupted,
+            "interrupted; everything done so far is saved",
+        )
+        .hint("run the same command again: it goes on where it stopped"));
     }
     Ok(())
 }

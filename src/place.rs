@@ -54,7 +54,12 @@ impl FromStr for Zone {
             .filter(|digits| !digits.starts_with(['0', '+']))
             .and_then(|digits| digits.parse().ok())
             .map(Self)
-            .ok_or_else(|| Error::new(Kind::Invalid, format!("`{text}` is not a zone: zones are `z1`, `z2` …")))
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Invalid,
+                    format!("`{text}` is not a zone: zones are `z1`, `z2` …"),
+                )
+            })
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use forge_driver::{
-    Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation, Power, Result, Spec, Wants,
+    Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
+    Power, Result, Spec, Wants,
 };
 use ipnet::Ipv4Net;
 use serde_json::Value;
@@ -55,7 +56,8 @@ pub fn all() -> &'static [Entry] {
             about: "virtual machines run by QEMU itself: no daemon, no root",
             augment: |command| forge_qemu::Options::augment_args(command),
             resolve: |matches| {
-                let options = forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let options =
+                    forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
                 let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
                 let origins = origins
                     .into_iter()
@@ -64,8 +66,16 @@ pub fn all() -> &'static [Entry] {
                 Ok((recorded(&config)?, origins))
             },
             default: || recorded(&forge_qemu::Config::default()),
-            network: |config| Ok(Some(understood::<forge_qemu::Config>("qemu", config)?.network_cidr)),
-            access: |store| Arc::new(NetworkAccess { store: store.clone() }),
+            network: |config| {
+                Ok(Some(
+                    understood::<forge_qemu::Config>("qemu", config)?.network_cidr,
+                ))
+            },
+            access: |store| {
+                Arc::new(NetworkAccess {
+                    store: store.clone(),
+                })
+            },
             open: |config, home| {
                 let config: forge_qemu::Config = understood("qemu", config)?;
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
@@ -79,7 +89,11 @@ pub fn all() -> &'static [Entry] {
             resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
             default: || Ok(serde_json::json!({})),
             network: |_| Ok(None),
-            access: |store| Arc::new(crate::machine::fake::FakeAccess { store: store.clone() }),
+            access: |store| {
+                Arc::new(crate::machine::fake::FakeAccess {
+                    store: store.clone(),
+                })
+            },
             open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
         },
     ]
@@ -91,7 +105,10 @@ pub fn all() -> &'static [Entry] {
 /// [`Kind::Usage`] with the names there are.
 pub fn find(id: &str) -> Result<&'static Entry> {
     all().iter().find(|entry| entry.id == id).ok_or_else(|| {
-        let known: Vec<String> = all().iter().map(|entry| format!("`{}`", entry.id)).collect();
+        let known: Vec<String> = all()
+            .iter()
+            .map(|entry| format!("`{}`", entry.id))
+            .collect();
         Error::new(Kind::Usage, format!("there is no driver `{id}`"))
             .hint(format!("the drivers are {}", known.join(", ")))
     })
@@ -122,8 +139,11 @@ pub fn access(id: &str, store: &Store) -> Result<Arc<dyn Access>> {
 
 fn known(id: &str) -> Result<&'static Entry> {
     all().iter().find(|entry| entry.id == id).ok_or_else(|| {
-        Error::new(Kind::Invalid, format!("the driver `{id}` of the record is not in this forge"))
-            .hint("another version of forge made this machine")
+        Error::new(
+            Kind::Invalid,
+            format!("the driver `{id}` of the record is not in this forge"),
+        )
+        .hint("another version of forge made this machine")
     })
 }
 
@@ -156,7 +176,11 @@ fn runtime(store: &Store) -> Result<PathBuf> {
 /// something into /tmp under that name.
 fn private(folder: &Path, me: u32) -> Result<()> {
     let explain = |why: &str| {
-        Error::new(Kind::Refused, format!("`{}` cannot be used for sockets", folder.display())).because(why.to_owned())
+        Error::new(
+            Kind::Refused,
+            format!("`{}` cannot be used for sockets", folder.display()),
+        )
+        .because(why.to_owned())
     };
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => return Ok(()),
@@ -167,7 +191,10 @@ fn private(folder: &Path, me: u32) -> Result<()> {
     if found.is_dir() && found.uid() == me && found.mode() & 0o077 == 0 {
         Ok(())
     } else {
-        Err(explain("it is not a folder of yours that is closed to others").hint("remove it, or ask its owner to"))
+        Err(
+            explain("it is not a folder of yours that is closed to others")
+                .hint("remove it, or ask its owner to"),
+        )
     }
 }
 
@@ -176,13 +203,18 @@ fn options_lost(error: clap::Error) -> Error {
 }
 
 fn recorded(config: &impl serde::Serialize) -> Result<Value> {
-    serde_json::to_value(config)
-        .map_err(|error| Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error))
+    serde_json::to_value(config).map_err(|error| {
+        Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error)
+    })
 }
 
 fn understood<T: serde::de::DeserializeOwned>(id: &str, config: &Value) -> Result<T> {
     serde_json::from_value(config.clone()).map_err(|error| {
-        Error::new(Kind::Corrupt, format!("the recorded configuration is not one of the driver `{id}`")).because(error)
+        Error::new(
+            Kind::Corrupt,
+            format!("the recorded configuration is not one of the driver `{id}`"),
+        )
+        .because(error)
     })
 }
 
@@ -228,11 +260,13 @@ impl Driver for Observed {
     }
 
     async fn set_power(&self, claim: Claim, power: Power) -> Result<()> {
-        self.call("set_power", self.inner.set_power(claim, power)).await
+        self.call("set_power", self.inner.set_power(claim, power))
+            .await
     }
 
     async fn forward(&self, claim: Claim, forwards: &[Forward]) -> Result<()> {
-        self.call("forward", self.inner.forward(claim, forwards)).await
+        self.call("forward", self.inner.forward(claim, forwards))
+            .await
     }
 
     async fn blank_seed(&self, claim: Claim) -> Result<()> {
@@ -244,11 +278,13 @@ impl Driver for Observed {
     }
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {
-        self.call("ensure_shared", self.inner.ensure_shared(network)).await
+        self.call("ensure_shared", self.inner.ensure_shared(network))
+            .await
     }
 
     async fn release_shared(&self, network: &Network) -> Result<()> {
-        self.call("release_shared", self.inner.release_shared(network)).await
+        self.call("release_shared", self.inner.release_shared(network))
+            .await
     }
 
     fn console(&self, claim: Claim) -> Option<PathBuf> {
@@ -293,7 +329,13 @@ mod tests {
         private(&own, me).expect("found");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&own, &link).expect("link");
-        assert_eq!(private(&link, me).expect_err("a link").kind(), Kind::Refused);
-        assert_eq!(private(&own, me + 1).expect_err("not mine").kind(), Kind::Refused);
+        assert_eq!(
+            private(&link, me).expect_err("a link").kind(),
+            Kind::Refused
+        );
+        assert_eq!(
+            private(&own, me + 1).expect_err("not mine").kind(),
+            Kind::Refused
+        );
     }
 }

@@ -30,7 +30,13 @@ pub struct Create {
 #[derive(Args)]
 pub struct Choice {
     /// Make them with this driver; its options are shown by `--driver NAME --help` [default: qemu]
-    #[arg(long, short, value_name = "NAME", env = "FORGE_DRIVER", hide_env_values = true)]
+    #[arg(
+        long,
+        short,
+        value_name = "NAME",
+        env = "FORGE_DRIVER",
+        hide_env_values = true
+    )]
     driver: Option<String>,
     /// Start from this base image; `forge image ls` shows them [default: the built one, built when missing]
     #[arg(long, value_name = "NAME", env = "FORGE_IMAGE", hide_env_values = true)]
@@ -106,7 +112,11 @@ impl Create {
             });
             println!("{summary}");
         }
-        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+        conclude(
+            done.into_iter()
+                .map(|(name, result)| (name, result.map(|_| ())))
+                .collect(),
+        )
     }
 }
 
@@ -138,7 +148,10 @@ pub fn check_names(names: &[String]) -> Result<()> {
     for name in names {
         record::check_name(name)?;
         if !seen.insert(name.to_lowercase()) {
-            return Err(Error::new(Kind::Usage, format!("the name `{name}` is given twice")));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("the name `{name}` is given twice"),
+            ));
         }
     }
     Ok(())
@@ -155,15 +168,20 @@ async fn create_all(
     for name in names {
         match Record::find(&forge.store, name)? {
             Some(found) if found.stage == Stage::Ready && !found.leaving => {
-                return Err(Error::new(Kind::Exists, format!("machine `{name}` already exists"))
-                    .hint("`forge ls` shows the machines; use another name"));
+                return Err(
+                    Error::new(Kind::Exists, format!("machine `{name}` already exists"))
+                        .hint("`forge ls` shows the machines; use another name"),
+                );
             }
             Some(_) => {}
             None => fresh.push(name.clone()),
         }
     }
     let image = image::for_machines(forge, chosen.image.as_deref()).await?;
-    let wishes: Vec<Wish> = fresh.iter().map(|name| chosen.wish(name, &image, publish)).collect();
+    let wishes: Vec<Wish> = fresh
+        .iter()
+        .map(|name| chosen.wish(name, &image, publish))
+        .collect();
     create::check(forge, &wishes).await?;
     let mut records = Vec::new();
     for name in names {
@@ -178,13 +196,17 @@ async fn create_all(
             // The semaphore is never closed; without a permit the work would only start sooner.
             let _permit = room.acquire().await;
             let name = record.name.clone();
-            let done = create::bring_up(&forge, record, None, &[]).await.map(|up| up.changed);
+            let done = create::bring_up(&forge, record, None, &[])
+                .await
+                .map(|up| up.changed);
             (name, done)
         });
     }
     let mut done = Vec::new();
     while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+        done.push(joined.map_err(|error| {
+            Error::new(Kind::Failed, "a task of forge broke off").because(error)
+        })?);
     }
     done.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(done)

@@ -40,7 +40,10 @@ impl Doctor {
                 if !self.yes {
                     confirm("Go ahead?")?;
                 }
-                fix::apply(&plan, &|step| report::note(&format!("running: {}", step.line()))).await?;
+                fix::apply(&plan, &|step| {
+                    report::note(&format!("running: {}", step.line()));
+                })
+                .await?;
                 found = examine(session).await?;
             }
         }
@@ -50,7 +53,10 @@ impl Doctor {
             show(&found);
         }
         if self.fix && !found.ok {
-            return Err(Error::new(Kind::Unavailable, "something is still missing; see above"));
+            return Err(Error::new(
+                Kind::Unavailable,
+                "something is still missing; see above",
+            ));
         }
         Ok(Outcome::Code(u8::from(!found.ok)))
     }
@@ -63,8 +69,9 @@ async fn examine(session: &Session) -> Result<Report> {
         Ok(Some(store)) => registry::findings(&session.forge(store, Events::silent())).await?,
         // Without a store, or with a damaged one, the drivers are asked in an empty one of the moment.
         Ok(None) | Err(_) => {
-            let folder = tempfile::tempdir()
-                .map_err(|error| Error::new(Kind::Io, "failed to make a folder to look around in").because(error))?;
+            let folder = tempfile::tempdir().map_err(|error| {
+                Error::new(Kind::Io, "failed to make a folder to look around in").because(error)
+            })?;
             let store = Store::open(&folder.path().join("store"))?;
             registry::findings(&session.forge(store, Events::silent())).await?
         }
@@ -79,7 +86,16 @@ fn show(found: &Report) {
             area = &entry.area;
             println!("{area}");
         }
-        println!("  {} {}: {}", if entry.finding.ok { "ok     " } else { "missing" }, entry.finding.what, entry.finding.detail);
+        println!(
+            "  {} {}: {}",
+            if entry.finding.ok {
+                "ok     "
+            } else {
+                "missing"
+            },
+            entry.finding.what,
+            entry.finding.detail
+        );
         if !entry.finding.ok && !entry.finding.packages.is_empty() {
             println!("          packages: {}", entry.finding.packages.join(" "));
         }

@@ -27,7 +27,12 @@ pub struct Env {
     no_proxy: bool,
 }
 
-const VARIABLES: [&str; 4] = ["DOCKER_TLS_VERIFY", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_MACHINE_NAME"];
+const VARIABLES: [&str; 4] = [
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_HOST",
+    "DOCKER_CERT_PATH",
+    "DOCKER_MACHINE_NAME",
+];
 
 impl Env {
     /// Prints the lines.
@@ -35,7 +40,10 @@ impl Env {
         let shell = self.shell.unwrap_or_else(Shell::of_user);
         if self.unset {
             if self.name.is_some() {
-                return Err(Error::new(Kind::Usage, "expected no machine name when the -u flag is present"));
+                return Err(Error::new(
+                    Kind::Usage,
+                    "expected no machine name when the -u flag is present",
+                ));
             }
             for name in VARIABLES {
                 println!("{}", shell.unset(name));
@@ -54,7 +62,11 @@ impl Env {
 ///
 /// # Errors
 /// When the machine is not there, not finished or not running.
-pub async fn variables(session: &Session, name: &str, no_proxy: bool) -> Result<Vec<(String, String)>> {
+pub async fn variables(
+    session: &Session,
+    name: &str,
+    no_proxy: bool,
+) -> Result<Vec<(String, String)>> {
     let forge = session.reader()?;
     let record = Record::load(&forge.store, name)?;
     let url = running_url(&forge, &record).await?;
@@ -75,7 +87,11 @@ pub async fn variables(session: &Session, name: &str, no_proxy: bool) -> Result<
 
 /// The variable that keeps proxies away, with `address` added unless the list holds it.
 fn proxy(address: &str) -> (String, String) {
-    let name = if std::env::var_os("no_proxy").is_some() { "no_proxy" } else { "NO_PROXY" };
+    let name = if std::env::var_os("no_proxy").is_some() {
+        "no_proxy"
+    } else {
+        "NO_PROXY"
+    };
     let list = std::env::var(name).unwrap_or_default();
     let held = list.split(',').any(|entry| entry.trim() == address);
     let value = match (held, list.is_empty()) {
@@ -89,8 +105,10 @@ fn proxy(address: &str) -> (String, String) {
 /// Prints variables for a shell, or as JSON.
 pub fn show(session: &Session, shell: Shell, lines: &[(String, String)], command: &str) {
     if session.json() {
-        let map: serde_json::Map<String, serde_json::Value> =
-            lines.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let map: serde_json::Map<String, serde_json::Value> = lines
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
         println!("{}", serde_json::Value::Object(map));
         return;
     }

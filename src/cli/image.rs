@@ -1,7 +1,9 @@
 //! `forge image …`
 
 use clap::{Args, Subcommand};
-use forge::image::{BuildOptions, Checksum, DEFAULT_NAME, Image as Base, ImageKind, Images, PullSource, catalogue};
+use forge::image::{
+    BuildOptions, Checksum, DEFAULT_NAME, Image as Base, ImageKind, Images, PullSource, catalogue,
+};
 use forge::machine::{Forge, Record};
 use forge::store::lock::{Guarded, acquire};
 use forge_driver::{Error, Kind, Result};
@@ -42,7 +44,12 @@ pub struct Build {
     #[arg(long, default_value = DEFAULT_NAME)]
     name: String,
     /// Take packages from this Debian mirror [default: the host's own, else Debian's]
-    #[arg(long, value_name = "URL", env = "FORGE_IMAGE_MIRROR", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FORGE_IMAGE_MIRROR",
+        hide_env_values = true
+    )]
     mirror: Option<String>,
     /// Build also when there is an image of that name
     #[arg(long)]
@@ -52,7 +59,11 @@ pub struct Build {
 impl Build {
     async fn run(self, session: &Session) -> Result<Outcome> {
         let (forge, drawing) = session.worker("image-build")?;
-        let options = BuildOptions { name: self.name, mirror: self.mirror, ..BuildOptions::default() };
+        let options = BuildOptions {
+            name: self.name,
+            mirror: self.mirror,
+            ..BuildOptions::default()
+        };
         let done = build(&forge, &options, self.again).await;
         drawing.finish(forge).await;
         let (image, changed) = done?;
@@ -76,11 +87,19 @@ pub struct Pull {
 
 impl Pull {
     async fn run(self, session: &Session) -> Result<Outcome> {
-        let checksum = self.checksum.as_deref().map(str::parse::<Checksum>).transpose()?;
+        let checksum = self
+            .checksum
+            .as_deref()
+            .map(str::parse::<Checksum>)
+            .transpose()?;
         let source = if self.source.contains("://") {
             let file = self.source.rsplit('/').next().unwrap_or_default();
             let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
-            PullSource::new(self.name.unwrap_or_else(|| stem.to_owned()), &self.source, checksum)
+            PullSource::new(
+                self.name.unwrap_or_else(|| stem.to_owned()),
+                &self.source,
+                checksum,
+            )
         } else {
             let mut known = catalogue(&self.source)?;
             if let Some(name) = self.name {
@@ -93,9 +112,13 @@ impl Pull {
         };
         let (forge, drawing) = session.worker("image-pull")?;
         let done = async {
-            let _lock = acquire(&forge.store, &Guarded::Image, forge.patience, &forge.events).await?;
+            let _lock =
+                acquire(&forge.store, &Guarded::Image, forge.patience, &forge.events).await?;
             let events = forge.events.clone();
-            forge.images().pull(&source, &move |progress| events.progress(&shown(&progress))).await
+            forge
+                .images()
+                .pull(&source, &move |progress| events.progress(&shown(&progress)))
+                .await
         }
         .await;
         drawing.finish(forge).await;
@@ -106,7 +129,10 @@ impl Pull {
 
 fn tell(session: &Session, image: &Base, changed: bool) {
     if session.json() {
-        println!("{}", json!({"event": "summary", "image": image.id, "changed": usize::from(changed)}));
+        println!(
+            "{}",
+            json!({"event": "summary", "image": image.id, "changed": usize::from(changed)})
+        );
     } else {
         println!("{}", image.id);
         if !changed {
@@ -157,7 +183,10 @@ impl Ls {
                 ]
             })
             .collect();
-        print!("{}", table(&["NAME", "ID", "KIND", "ON DISK", "SIZE", "CREATED"], &rows));
+        print!(
+            "{}",
+            table(&["NAME", "ID", "KIND", "ON DISK", "SIZE", "CREATED"], &rows)
+        );
         Ok(Outcome::Done)
     }
 }
@@ -210,7 +239,11 @@ async fn remove(forge: &Forge, names: &[String]) -> Result<()> {
     let _lock = acquire(&forge.store, &Guarded::Image, forge.patience, &forge.events).await?;
     let images = forge.images();
     for name in names {
-        let id = images.list()?.into_iter().find(|image| image.id == *name || image.name == *name).map(|image| image.id);
+        let id = images
+            .list()?
+            .into_iter()
+            .find(|image| image.id == *name || image.name == *name)
+            .map(|image| image.id);
         for (machine, record) in Record::all(&forge.store)? {
             let uses = match record {
                 Ok(record) => id.as_ref() == Some(&record.image),
@@ -218,8 +251,11 @@ async fn remove(forge: &Forge, names: &[String]) -> Result<()> {
                 Err(_) => true,
             };
             if uses {
-                return Err(Error::new(Kind::Conflict, format!("the image `{name}` is in use by machine `{machine}`"))
-                    .hint(format!("remove the machine first: `forge rm {machine}`")));
+                return Err(Error::new(
+                    Kind::Conflict,
+                    format!("the image `{name}` is in use by machine `{machine}`"),
+                )
+                .hint(format!("remove the machine first: `forge rm {machine}`")));
             }
         }
         images.remove(name)?;
@@ -238,7 +274,9 @@ pub async fn for_machines(forge: &Forge, wished: Option<&str>) -> Result<String>
         None => match images.find(DEFAULT_NAME) {
             Ok(image) => Ok(image.id),
             Err(error) if error.kind() == Kind::NotFound => {
-                build(forge, &BuildOptions::default(), false).await.map(|(image, _)| image.id)
+                build(forge, &BuildOptions::default(), false)
+                    .await
+                    .map(|(image, _)| image.id)
             }
             Err(error) => Err(error),
         },
@@ -258,13 +296,17 @@ async fn build(forge: &Forge, options: &BuildOptions, again: bool) -> Result<(Ba
     }
     forge.events.step("building the base image", "", None).await;
     let events = forge.events.clone();
-    let image = images.build(options, &move |progress| events.progress(&shown(&progress))).await?;
+    let image = images
+        .build(options, &move |progress| events.progress(&shown(&progress)))
+        .await?;
     Ok((image, true))
 }
 
 fn shown(progress: &forge::image::Progress) -> String {
     match (progress.done, progress.total) {
-        (Some(done), Some(total)) if total > 0 => format!("{} ({} %)", progress.step, done.saturating_mul(100) / total),
+        (Some(done), Some(total)) if total > 0 => {
+            format!("{} ({} %)", progress.step, done.saturating_mul(100) / total)
+        }
         (Some(done), _) => format!("{} ({} MiB)", progress.step, done >> 20),
         _ => progress.step.clone(),
     }

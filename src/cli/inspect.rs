@@ -25,7 +25,9 @@ impl Inspect {
             } else {
                 serde_json::to_string_pretty(&record)
             }
-            .or_fail(Kind::Invalid, || format!("the record of `{name}` cannot be printed"))?;
+            .or_fail(Kind::Invalid, || {
+                format!("the record of `{name}` cannot be printed")
+            })?;
             println!("{text}");
         }
         Ok(Outcome::Done)

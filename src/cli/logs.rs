@@ -46,24 +46,42 @@ impl Logs {
         let wanted = |source| self.source.is_none_or(|only| only == source);
         let mut parts = Vec::new();
         if wanted(Source::Console) {
-            let path = forge.driver(&record)?.console(record.claim).ok_or_else(|| {
-                Error::new(Kind::NotFound, format!("the driver `{}` keeps no console here", record.driver))
-            })?;
+            let path = forge
+                .driver(&record)?
+                .console(record.claim)
+                .ok_or_else(|| {
+                    Error::new(
+                        Kind::NotFound,
+                        format!("the driver `{}` keeps no console here", record.driver),
+                    )
+                })?;
             let bytes = match std::fs::read(&path) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
                 Err(error) => {
-                    return Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()));
+                    return Err(error)
+                        .or_fail(Kind::Io, || format!("failed to read `{}`", path.display()));
                 }
             };
-            parts.push(("console", forge_driver::process::tail(&String::from_utf8_lossy(&bytes), self.lines)));
+            parts.push((
+                "console",
+                forge_driver::process::tail(&String::from_utf8_lossy(&bytes), self.lines),
+            ));
         }
         let remote = [
-            (Source::FirstBoot, "first boot", format!(
-                "sudo -n journalctl --no-pager -b -n {0} -u forge-seed -u forge-grow -u cloud-init -u cloud-final -u ssh",
-                self.lines
-            )),
-            (Source::Engine, "engine", format!("sudo -n journalctl --no-pager -n {} -u docker", self.lines)),
+            (
+                Source::FirstBoot,
+                "first boot",
+                format!(
+                    "sudo -n journalctl --no-pager -b -n {0} -u forge-seed -u forge-grow -u cloud-init -u cloud-final -u ssh",
+                    self.lines
+                ),
+            ),
+            (
+                Source::Engine,
+                "engine",
+                format!("sudo -n journalctl --no-pager -n {} -u docker", self.lines),
+            ),
         ];
         if remote.iter().any(|(source, _, _)| wanted(*source)) {
             let connected = match access::target(&forge.store, &record) {
@@ -80,14 +98,21 @@ impl Logs {
                     }
                 }
                 Err(error) if self.source.is_some() => return Err(error),
-                Err(error) => parts.push(("machine", format!("(the machine does not answer: {})", error.line()))),
+                Err(error) => parts.push((
+                    "machine",
+                    format!("(the machine does not answer: {})", error.line()),
+                )),
             }
         }
         let mut out = std::io::stdout().lock();
         for (title, text) in parts {
             // A reader that has seen enough closes the pipe.
             let written = if session.json() {
-                writeln!(out, "{}", serde_json::json!({"source": title, "text": text}))
+                writeln!(
+                    out,
+                    "{}",
+                    serde_json::json!({"source": title, "text": text})
+                )
             } else {
                 writeln!(out, "== {title} ==\n{}", text.trim_end())
             };

@@ -55,14 +55,16 @@ impl Ls {
             let list: Vec<_> = rows.iter().map(as_json).collect();
             println!("{}", serde_json::Value::Array(list));
         } else {
-            let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row)).collect();
+            let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
             print!("{}", table(&HEADINGS, &cells));
         }
         Ok(Outcome::Done)
     }
 }
 
-const HEADINGS: [&str; 7] = ["NAME", "ACTIVE", "DRIVER", "STATE", "URL", "CLUSTER", "ERRORS"];
+const HEADINGS: [&str; 7] = [
+    "NAME", "ACTIVE", "DRIVER", "STATE", "URL", "CLUSTER", "ERRORS",
+];
 
 /// Asks each driver once for all of its machines.
 async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row> {
@@ -83,7 +85,10 @@ async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row>
             driver.observe(&claims).await
         };
         match timeout(PROVIDER_WAIT, answer).await {
-            Ok(Ok(seen)) => states.extend(seen.into_iter().map(|seen| (seen.claim, seen.state.to_string()))),
+            Ok(Ok(seen)) => states.extend(
+                seen.into_iter()
+                    .map(|seen| (seen.claim, seen.state.to_string())),
+            ),
             Ok(Err(_)) => states.extend(claims.iter().map(|claim| (*claim, "Error".to_owned()))),
             Err(_) => states.extend(claims.iter().map(|claim| (*claim, "Timeout".to_owned()))),
         }
@@ -96,7 +101,11 @@ async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row>
                 .ok()
                 .and_then(|record| states.get(&record.claim).cloned())
                 .unwrap_or_else(|| "Unknown".to_owned());
-            Row { name, record, state }
+            Row {
+                name,
+                record,
+                state,
+            }
         })
         .collect()
 }
@@ -106,9 +115,14 @@ fn trouble(row: &Row) -> String {
     match &row.record {
         Err(error) if error.kind() == Kind::Newer => "made by a newer forge".to_owned(),
         Err(error) => error.message().to_owned(),
-        Ok(record) if record.leaving => format!("being removed: `forge rm {}` goes on", record.name),
+        Ok(record) if record.leaving => {
+            format!("being removed: `forge rm {}` goes on", record.name)
+        }
         Ok(record) if record.stage != Stage::Ready => match &record.member {
-            Some(member) => format!("{}: `forge cluster up {}` goes on", record.stage, member.cluster),
+            Some(member) => format!(
+                "{}: `forge cluster up {}` goes on",
+                record.stage, member.cluster
+            ),
             None => format!("{}: `forge create {}` goes on", record.stage, record.name),
         },
         Ok(_) if row.state == State::Absent.to_string() => "the virtual machine is gone".to_owned(),
@@ -136,7 +150,9 @@ fn cells(row: &Row) -> Vec<String> {
     vec![
         row.name.clone(),
         if active(row) { "*" } else { "-" }.to_owned(),
-        record.map(|record| record.driver.clone()).unwrap_or_default(),
+        record
+            .map(|record| record.driver.clone())
+            .unwrap_or_default(),
         row.state.clone(),
         url(row),
         record

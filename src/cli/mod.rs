@@ -57,7 +57,14 @@ struct Cli {
 #[derive(Args, Clone)]
 pub struct Global {
     /// Keep everything in this folder [default: ~/.forge]
-    #[arg(short = 's', long, global = true, value_name = "DIR", env = "FORGE_HOME", hide_env_values = true)]
+    #[arg(
+        short = 's',
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FORGE_HOME",
+        hide_env_values = true
+    )]
     storage_path: Option<PathBuf>,
     /// Let one wait take at most this many seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 600, env = "FORGE_TIMEOUT", hide_env_values = true, value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -69,7 +76,13 @@ pub struct Global {
     #[arg(long, global = true)]
     json: bool,
     /// Let files in DIR/templates and DIR/playbooks stand in for the embedded ones
-    #[arg(long, global = true, value_name = "DIR", env = "FORGE_TEMPLATES_DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FORGE_TEMPLATES_DIR",
+        hide_env_values = true
+    )]
     templates_dir: Option<PathBuf>,
 }
 
@@ -107,7 +120,10 @@ pub const DEFAULT_MACHINE: &str = "default";
 /// Parses, runs, and says how it ended.
 pub fn main() -> ExitCode {
     let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    if words.get(1).is_some_and(|word| word == registry::SWITCH_COMMAND) {
+    if words
+        .get(1)
+        .is_some_and(|word| word == registry::SWITCH_COMMAND)
+    {
         return switch(words.get(2));
     }
     let matches = match command(&words).try_get_matches_from(&words) {
@@ -125,9 +141,18 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
-        Err(error) => return report::failed(&Error::new(Kind::Io, "forge could not start").because(error), None),
+        Err(error) => {
+            return report::failed(
+                &Error::new(Kind::Io, "forge could not start").because(error),
+                None,
+            );
+        }
     };
     let code = runtime.block_on(run(cli, &matches));
     // A thread that still reads standard input would hold the end up.
@@ -144,18 +169,25 @@ fn command(words: &[std::ffi::OsString]) -> Command {
         .unwrap_or(&registry::all()[0]);
     let show = named.is_some();
     let with_options = |command: Command| {
-        let before: Vec<String> = command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
+        let before: Vec<String> = command
+            .get_arguments()
+            .map(|argument| argument.get_id().to_string())
+            .collect();
         let command = (entry.augment)(command);
         let added: Vec<String> = command
             .get_arguments()
             .map(|argument| argument.get_id().to_string())
             .filter(|id| !before.contains(id))
             .collect();
-        added.into_iter().fold(command, |command, id| command.mut_arg(id, |argument| argument.hide(!show)))
+        added.into_iter().fold(command, |command, id| {
+            command.mut_arg(id, |argument| argument.hide(!show))
+        })
     };
     Cli::command()
         .mut_subcommand("create", with_options)
-        .mut_subcommand("cluster", |cluster| cluster.mut_subcommand("up", with_options))
+        .mut_subcommand("cluster", |cluster| {
+            cluster.mut_subcommand("up", with_options)
+        })
 }
 
 /// The driver that the words or the environment name; the parser proper judges it later.
@@ -207,13 +239,20 @@ impl Session {
     pub fn root(&self) -> Result<PathBuf> {
         if let Some(path) = &self.global.storage_path {
             return std::path::absolute(path).map_err(|error| {
-                Error::new(Kind::Usage, format!("`{}` cannot be a store", path.display())).because(error)
+                Error::new(
+                    Kind::Usage,
+                    format!("`{}` cannot be a store", path.display()),
+                )
+                .because(error)
             });
         }
         std::env::var_os("HOME")
             .filter(|home| !home.is_empty())
             .map(|home| PathBuf::from(home).join(".forge"))
-            .ok_or_else(|| Error::new(Kind::Usage, "there is no HOME to keep a store in").hint("set FORGE_HOME"))
+            .ok_or_else(|| {
+                Error::new(Kind::Usage, "there is no HOME to keep a store in")
+                    .hint("set FORGE_HOME")
+            })
     }
 
     /// The store for a command that changes nothing; `None` when there is none yet.
@@ -230,7 +269,8 @@ impl Session {
     /// When there is no store yet: then there are no machines either.
     pub fn reader(&self) -> Result<Forge> {
         let store = self.existing()?.ok_or_else(|| {
-            Error::new(Kind::NotFound, "there are no machines yet").hint("`forge create n1` makes one")
+            Error::new(Kind::NotFound, "there are no machines yet")
+                .hint("`forge create n1` makes one")
         })?;
         Ok(self.forge(store, Events::silent()))
     }
@@ -278,7 +318,9 @@ async fn run(cli: Cli, matches: &ArgMatches) -> ExitCode {
     } else if std::io::stderr().is_terminal() && !cli.global.debug {
         Style::Bars
     } else {
-        Style::Plain { debug: cli.global.debug }
+        Style::Plain {
+            debug: cli.global.debug,
+        }
     };
     let session = Session {
         global: cli.global,
@@ -324,7 +366,9 @@ fn leaf(matches: &ArgMatches) -> &ArgMatches {
 /// The first Ctrl-C (or SIGTERM) is a wish that the work checks between steps; the second one leaves.
 fn watch_signals() {
     tokio::spawn(async {
-        let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+        let Ok(mut term) =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        else {
             return;
         };
         loop {
@@ -335,7 +379,9 @@ fn watch_signals() {
             if interrupt::request() {
                 std::process::exit(130);
             }
-            report::note("interrupted: finishing the step under way and saving; once more leaves at once");
+            report::note(
+                "interrupted: finishing the step under way and saving; once more leaves at once",
+            );
         }
     });
 }
@@ -358,10 +404,17 @@ mod tests {
 
     #[test]
     fn the_driver_is_found_wherever_it_stands() {
-        for text in ["forge create n1 --driver x", "forge create --driver=x n1", "forge cluster up -d x"] {
+        for text in [
+            "forge create n1 --driver x",
+            "forge create --driver=x n1",
+            "forge cluster up -d x",
+        ] {
             assert_eq!(driver_named(&words(text)).as_deref(), Some("x"), "{text}");
         }
-        assert_eq!(driver_named(&words("forge ssh n1 -- --driver x")), std::env::var("FORGE_DRIVER").ok());
+        assert_eq!(
+            driver_named(&words("forge ssh n1 -- --driver x")),
+            std::env::var("FORGE_DRIVER").ok()
+        );
     }
 
     #[test]
@@ -370,7 +423,10 @@ mod tests {
         command(&all).try_get_matches_from(&all).expect("parses");
         let help = |text: &str| {
             let all = words(text);
-            command(&all).try_get_matches_from(&all).expect_err("help").to_string()
+            command(&all)
+                .try_get_matches_from(&all)
+                .expect_err("help")
+                .to_string()
         };
         assert!(!help("forge create --help").contains("--qemu-memory"));
         assert!(help("forge create --driver qemu --help").contains("--qemu-memory"));
@@ -379,7 +435,9 @@ mod tests {
     #[test]
     fn an_option_of_another_driver_is_an_error() {
         let all = words("forge create --virtualbox-memory 2048 n2");
-        let error = command(&all).try_get_matches_from(&all).expect_err("unknown");
+        let error = command(&all)
+            .try_get_matches_from(&all)
+            .expect_err("unknown");
         assert_eq!(error.exit_code(), 2);
     }
 }

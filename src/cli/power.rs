@@ -79,7 +79,12 @@ impl Kill {
     }
 }
 
-async fn change(session: &Session, command: &str, change: Change, names: Vec<String>) -> Result<Outcome> {
+async fn change(
+    session: &Session,
+    command: &str,
+    change: Change,
+    names: Vec<String>,
+) -> Result<Outcome> {
     let (forge, drawing) = session.worker(command)?;
     let done = change_all(&forge, change, &names).await;
     drawing.finish(forge).await;
@@ -87,7 +92,11 @@ async fn change(session: &Session, command: &str, change: Change, names: Vec<Str
     if session.json() {
         println!("{}", summary(&done));
     }
-    conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+    conclude(
+        done.into_iter()
+            .map(|(name, result)| (name, result.map(|_| ())))
+            .collect(),
+    )
 }
 
 /// The last line of `--json`.
@@ -107,7 +116,11 @@ pub fn summary(done: &[(String, Result<bool>)]) -> serde_json::Value {
 ///
 /// # Errors
 /// When a machine does not exist or its lock is not had: nothing was changed then.
-pub async fn change_all(forge: &Forge, change: Change, names: &[String]) -> Result<Vec<(String, Result<bool>)>> {
+pub async fn change_all(
+    forge: &Forge,
+    change: Change,
+    names: &[String],
+) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut records = Vec::new();
     for name in names {
@@ -132,13 +145,17 @@ pub async fn change_all(forge: &Forge, change: Change, names: &[String]) -> Resu
                 Change::Restart => "restart",
                 Change::Kill => "kill",
             };
-            let done = done.map_err(|error| error.context(format!("failed to {verb} machine `{}`", record.name)));
+            let done = done.map_err(|error| {
+                error.context(format!("failed to {verb} machine `{}`", record.name))
+            });
             (record.name, done)
         });
     }
     let mut done = Vec::new();
     while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+        done.push(joined.map_err(|error| {
+            Error::new(Kind::Failed, "a task of forge broke off").because(error)
+        })?);
     }
     done.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(done)

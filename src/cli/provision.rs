@@ -35,7 +35,11 @@ impl Provision {
             });
             println!("{summary}");
         }
-        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+        conclude(
+            done.into_iter()
+                .map(|(name, result)| (name, result.map(|_| ())))
+                .collect(),
+        )
     }
 }
 
@@ -54,7 +58,9 @@ async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usiz
             let name = record.name.clone();
             let peers = forge::cluster::record::peers(&forge.store, &record);
             let done = match peers {
-                Ok(peers) => create::bring_up(&forge, record, None, &peers).await.map(|up| up.changed),
+                Ok(peers) => create::bring_up(&forge, record, None, &peers)
+                    .await
+                    .map(|up| up.changed),
                 Err(error) => Err(error),
             };
             (name, done)
@@ -62,7 +68,9 @@ async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usiz
     }
     let mut done = Vec::new();
     while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+        done.push(joined.map_err(|error| {
+            Error::new(Kind::Failed, "a task of forge broke off").because(error)
+        })?);
     }
     done.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(done)

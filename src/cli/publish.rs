@@ -45,19 +45,37 @@ impl Publish {
 ///
 /// # Errors
 /// When a port is no port, or is taken.
-pub async fn change(forge: &Forge, name: &str, ports: &[String], remove: bool) -> Result<Vec<Forward>> {
-    let _locks = acquire_machines(&forge.store, &[name.to_owned()], forge.patience, &forge.events).await?;
+pub async fn change(
+    forge: &Forge,
+    name: &str,
+    ports: &[String],
+    remove: bool,
+) -> Result<Vec<Forward>> {
+    let _locks = acquire_machines(
+        &forge.store,
+        &[name.to_owned()],
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
     let record = Record::load(&forge.store, name)?;
     if !remove {
-        return publish::publish(forge, &record, ports).await.map(|(_, shown)| shown);
+        return publish::publish(forge, &record, ports)
+            .await
+            .map(|(_, shown)| shown);
     }
     let mut numbers = Vec::new();
     for port in ports {
         numbers.push(port.parse::<u16>().map_err(|_| {
-            Error::new(Kind::Usage, format!("`{port}` is not a port of the machine"))
+            Error::new(
+                Kind::Usage,
+                format!("`{port}` is not a port of the machine"),
+            )
         })?);
     }
-    publish::withdraw(forge, &record, &numbers).await.map(|record| record.published)
+    publish::withdraw(forge, &record, &numbers)
+        .await
+        .map(|record| record.published)
 }
 
 /// Prints `MACHINE PORT -> ADDRESS` lines, or JSON.

@@ -51,7 +51,12 @@ impl Drawing {
     ///
     /// # Errors
     /// When the log cannot be made.
-    pub fn start(style: Style, receiver: mpsc::Receiver<Event>, store: &Store, command: &str) -> Result<Self> {
+    pub fn start(
+        style: Style,
+        receiver: mpsc::Receiver<Event>,
+        store: &Store,
+        command: &str,
+    ) -> Result<Self> {
         let folder = store.logs_dir();
         prune(&folder);
         let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
@@ -61,7 +66,12 @@ impl Drawing {
             .append(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|error| atomic::full(error, &format!("failed to begin the log `{}`", path.display())))?;
+            .map_err(|error| {
+                atomic::full(
+                    error,
+                    &format!("failed to begin the log `{}`", path.display()),
+                )
+            })?;
         report::logged_at(&path);
         let canvas = Canvas {
             style,
@@ -85,7 +95,9 @@ impl Drawing {
 
 /// Keeps the newest logs.
 fn prune(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
     let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
     names.sort();
     let surplus = names.len().saturating_sub(LOGS);
@@ -136,7 +148,12 @@ impl Canvas {
             let _ = writeln!(std::io::stdout(), "{json}");
         }
         match event {
-            Event::Step { machine, step, awaits, deadline } => self.step(machine.as_deref(), step, awaits, *deadline),
+            Event::Step {
+                machine,
+                step,
+                awaits,
+                deadline,
+            } => self.step(machine.as_deref(), step, awaits, *deadline),
             Event::Trouble { machine, error } => {
                 let line = self.line(machine.as_deref());
                 line.error.clone_from(error);
@@ -145,12 +162,20 @@ impl Canvas {
                     self.print(machine.as_deref(), error);
                 }
             }
-            Event::Result { machine, step, status } => {
+            Event::Result {
+                machine,
+                step,
+                status,
+            } => {
                 if self.style == (Style::Plain { debug: true }) {
                     self.print(machine.as_deref(), &format!("{status}: {step}"));
                 }
             }
-            Event::Finished { machine, outcome, changed } => {
+            Event::Finished {
+                machine,
+                outcome,
+                changed,
+            } => {
                 let line = self.line(Some(machine));
                 line.over = true;
                 if let Some(bar) = line.bar.take() {
@@ -160,7 +185,11 @@ impl Canvas {
                 self.print(Some(machine), &format!("{outcome}{suffix}"));
             }
             Event::Warning { text } => self.print(None, &format!("warning: {text}")),
-            Event::Span { machine, name, seconds } => {
+            Event::Span {
+                machine,
+                name,
+                seconds,
+            } => {
                 if self.style == (Style::Plain { debug: true }) {
                     self.print(machine.as_deref(), &format!("{name} took {seconds:.2} s"));
                 }
@@ -221,7 +250,10 @@ impl Canvas {
     fn redraw(&mut self, machine: Option<&str>) {
         let line = self.line(machine);
         let Some(bar) = line.bar.clone() else { return };
-        let done = STEPS.iter().position(|step| line.step.starts_with(step)).unwrap_or(0);
+        let done = STEPS
+            .iter()
+            .position(|step| line.step.starts_with(step))
+            .unwrap_or(0);
         bar.set_position(done as u64 + 1);
         bar.set_message(describe(line));
     }
@@ -245,7 +277,8 @@ impl Canvas {
                 Style::Bars => self.redraw(machine),
                 Style::Plain { .. } => self.print(machine, &text),
                 Style::Json => {
-                    let line = serde_json::json!({"event": "waiting", "machine": machine, "text": text});
+                    let line =
+                        serde_json::json!({"event": "waiting", "machine": machine, "text": text});
                     let _ = writeln!(std::io::stdout(), "{line}");
                 }
             }

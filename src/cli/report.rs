@@ -29,7 +29,9 @@ pub fn code(kind: Kind) -> u8 {
 /// Writes one error to standard error.
 pub fn write(error: &Error, subject: Option<&str>) {
     let mut text = String::new();
-    let subject = subject.map(|subject| format!("{subject}: ")).unwrap_or_default();
+    let subject = subject
+        .map(|subject| format!("{subject}: "))
+        .unwrap_or_default();
     text.push_str(&format!("error: {subject}{}\n", error.message()));
     for cause in error.causes() {
         text.push_str(&format!("caused by: {cause}\n"));

@@ -33,7 +33,10 @@ impl Rm {
         }
         session.reader()?;
         if !self.yes && !self.force {
-            confirm(&format!("Remove {} and all data on their disks?", self.names.join(", ")))?;
+            confirm(&format!(
+                "Remove {} and all data on their disks?",
+                self.names.join(", ")
+            ))?;
         }
         let (forge, drawing) = session.worker("rm")?;
         let done = remove_all(&forge, &self.names, self.force).await;
@@ -42,7 +45,11 @@ impl Rm {
         if session.json() {
             println!("{}", summary(&done));
         }
-        conclude(done.into_iter().map(|(name, result)| (name, result.map(|_| ()))).collect())
+        conclude(
+            done.into_iter()
+                .map(|(name, result)| (name, result.map(|_| ())))
+                .collect(),
+        )
     }
 }
 
@@ -52,8 +59,11 @@ impl Rm {
 /// [`Kind::Usage`] when there is no terminal to ask on, [`Kind::Interrupted`] when the answer is no.
 pub fn confirm(question: &str) -> Result<()> {
     if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Usage, format!("{question} There is no terminal to ask on"))
-            .hint("give `--yes` when that is what you want"));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("{question} There is no terminal to ask on"),
+        )
+        .hint("give `--yes` when that is what you want"));
     }
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
@@ -61,14 +71,21 @@ pub fn confirm(question: &str) -> Result<()> {
     if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
         return Ok(());
     }
-    Err(Error::new(Kind::Failed, "nothing was changed: the answer was not yes"))
+    Err(Error::new(
+        Kind::Failed,
+        "nothing was changed: the answer was not yes",
+    ))
 }
 
 /// Removes machines, each under its lock.
 ///
 /// # Errors
 /// When locks are not had.
-pub async fn remove_all(forge: &Forge, names: &[String], force: bool) -> Result<Vec<(String, Result<bool>)>> {
+pub async fn remove_all(
+    forge: &Forge,
+    names: &[String],
+    force: bool,
+) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut tasks = tokio::task::JoinSet::new();
     let mut done = Vec::new();
@@ -93,26 +110,41 @@ pub async fn remove_all(forge: &Forge, names: &[String], force: bool) -> Result<
                     let done = destroy::destroy(&forge, record)
                         .await
                         .map(|()| true)
-                        .map_err(|error| error.context(format!("failed to remove machine `{name}`")));
+                        .map_err(|error| {
+                            error.context(format!("failed to remove machine `{name}`"))
+                        });
                     (name, done)
                 });
             }
             Err(error) if error.kind() == Kind::NotFound => {
-                let left = forge.store.machine_dir(name).exists() && forge::machine::record::valid_name(name);
+                let left = forge.store.machine_dir(name).exists()
+                    && forge::machine::record::valid_name(name);
                 if left {
-                    done.push((name.clone(), destroy::destroy_damaged(&forge.of(name), name).await.map(|()| true)));
+                    done.push((
+                        name.clone(),
+                        destroy::destroy_damaged(&forge.of(name), name)
+                            .await
+                            .map(|()| true),
+                    ));
                 } else {
                     done.push((name.clone(), if force { Ok(false) } else { Err(error) }));
                 }
             }
             Err(_) if force => {
-                done.push((name.clone(), destroy::destroy_damaged(&forge.of(name), name).await.map(|()| true)));
+                done.push((
+                    name.clone(),
+                    destroy::destroy_damaged(&forge.of(name), name)
+                        .await
+                        .map(|()| true),
+                ));
             }
             Err(error) => done.push((name.clone(), Err(error))),
         }
     }
     while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| Error::new(Kind::Failed, "a task of forge broke off").because(error))?);
+        done.push(joined.map_err(|error| {
+            Error::new(Kind::Failed, "a task of forge broke off").because(error)
+        })?);
     }
     done.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(done)

@@ -41,11 +41,20 @@ impl Shell {
         let posix = escaped(value, &['\\', '"', '$', '`'], '\\');
         match self {
             Self::Bash => format!("export {name}=\"{posix}\""),
-            Self::Fish => format!("set -gx {name} \"{}\";", escaped(value, &['\\', '"', '$'], '\\')),
-            Self::Powershell => format!("$Env:{name} = \"{}\"", escaped(value, &['`', '"', '$'], '`')),
+            Self::Fish => format!(
+                "set -gx {name} \"{}\";",
+                escaped(value, &['\\', '"', '$'], '\\')
+            ),
+            Self::Powershell => format!(
+                "$Env:{name} = \"{}\"",
+                escaped(value, &['`', '"', '$'], '`')
+            ),
             Self::Cmd => format!("SET {name}={value}"),
             Self::Tcsh => format!("setenv {name} \"{posix}\";"),
-            Self::Emacs => format!("(setenv \"{name}\" \"{}\")", escaped(value, &['\\', '"'], '\\')),
+            Self::Emacs => format!(
+                "(setenv \"{name}\" \"{}\")",
+                escaped(value, &['\\', '"'], '\\')
+            ),
         }
     }
 
@@ -68,9 +77,13 @@ impl Shell {
             Self::Bash => format!("# {how}\n# eval $({command})"),
             Self::Fish => format!("# {how}\n# eval ({command})"),
             Self::Powershell => format!("# {how}\n# & {command} | Invoke-Expression"),
-            Self::Cmd => format!("REM {how}\nREM \t@FOR /f \"tokens=*\" %i IN ('{command}') DO @%i"),
+            Self::Cmd => {
+                format!("REM {how}\nREM \t@FOR /f \"tokens=*\" %i IN ('{command}') DO @%i")
+            }
             Self::Tcsh => format!(": {how}\n: eval `{command}`"),
-            Self::Emacs => format!(";; {how}\n;; (with-temp-buffer (shell-command \"{command}\" (current-buffer)) (eval-buffer))"),
+            Self::Emacs => format!(
+                ";; {how}\n;; (with-temp-buffer (shell-command \"{command}\" (current-buffer)) (eval-buffer))"
+            ),
         }
     }
 }
@@ -103,7 +116,10 @@ mod tests {
 
     #[test]
     fn a_value_cannot_run_anything() {
-        assert_eq!(Shell::Bash.set("K", "a$(id)`id`\""), "export K=\"a\\$(id)\\`id\\`\\\"\"");
+        assert_eq!(
+            Shell::Bash.set("K", "a$(id)`id`\""),
+            "export K=\"a\\$(id)\\`id\\`\\\"\""
+        );
     }
 
     #[test]

@@ -46,11 +46,16 @@ pub async fn enter(
     tty: bool,
 ) -> Result<Outcome> {
     let target = access::target(&forge.store, record)?;
-    let guest = ssh::connect(&target, session.patience()).await.map_err(|error| {
-        error
-            .context(format!("failed to connect to machine `{}`", record.name))
-            .hint(format!("`forge status {0}` says whether it runs, `forge logs {0}` what it prints", record.name))
-    })?;
+    let guest = ssh::connect(&target, session.patience())
+        .await
+        .map_err(|error| {
+            error
+                .context(format!("failed to connect to machine `{}`", record.name))
+                .hint(format!(
+                    "`forge status {0}` says whether it runs, `forge logs {0}` what it prints",
+                    record.name
+                ))
+        })?;
     let line = command.join(" ");
     let line = (!command.is_empty()).then_some(line.as_str());
     let tty = tty || (line.is_none() && std::io::stdin().is_terminal());

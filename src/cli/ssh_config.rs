@@ -27,7 +27,9 @@ impl SshConfig {
                 .into_iter()
                 .filter_map(|(name, record)| {
                     record
-                        .is_ok_and(|record| record.ssh.own_host_key.is_some() && record.endpoints().is_ok())
+                        .is_ok_and(|record| {
+                            record.ssh.own_host_key.is_some() && record.endpoints().is_ok()
+                        })
                         .then_some(name)
                 })
                 .collect()
@@ -40,7 +42,10 @@ impl SshConfig {
             sections.push(section(&forge, &record)?);
         }
         if session.json() {
-            println!("{}", serde_json::Value::Array(sections.into_iter().map(|(_, json)| json).collect()));
+            println!(
+                "{}",
+                serde_json::Value::Array(sections.into_iter().map(|(_, json)| json).collect())
+            );
         } else {
             for (text, _) in sections {
                 println!("{text}");

@@ -17,8 +17,17 @@ use crate::store::lock::{Guarded, Lock, acquire, acquire_machines};
 
 /// The locks of a cluster and of all of its machines, in their order.
 async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, Vec<Record>)> {
-    let cluster = acquire(&forge.store, &Guarded::Cluster(name.to_string()), forge.patience, &forge.events).await?;
-    let names: Vec<String> = members(&forge.store, name)?.into_iter().map(|record| record.name).collect();
+    let cluster = acquire(
+        &forge.store,
+        &Guarded::Cluster(name.to_string()),
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
+    let names: Vec<String> = members(&forge.store, name)?
+        .into_iter()
+        .map(|record| record.name)
+        .collect();
     let machines = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
     // Read again: what was read before the locks were had may have changed.
     Ok((cluster, machines, members(&forge.store, name)?))
@@ -37,7 +46,10 @@ pub async fn down(forge: &Forge, name: &ClusterName) -> Result<usize> {
         record.save(&forge.store)?;
     }
     let count = members.len();
-    each(forge, members, "remove", |forge, record| async move { destroy::destroy(&forge, record).await.map(|()| true) }).await?;
+    each(forge, members, "remove", |forge, record| async move {
+        destroy::destroy(&forge, record).await.map(|()| true)
+    })
+    .await?;
     record.forget(&forge.store)?;
     Ok(count)
 }
@@ -49,12 +61,18 @@ pub async fn down(forge: &Forge, name: &ClusterName) -> Result<usize> {
 pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
     ClusterRecord::load(&forge.store, name)?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
-    let (managers, workers): (Vec<Record>, Vec<Record>) = members
-        .into_iter()
-        .partition(|record| record.member.as_ref().is_some_and(|member| member.role == Role::Manager));
+    let (managers, workers): (Vec<Record>, Vec<Record>) = members.into_iter().partition(|record| {
+        record
+            .member
+            .as_ref()
+            .is_some_and(|member| member.role == Role::Manager)
+    });
     let mut changed = 0;
     for group in [workers, managers] {
-        changed += each(forge, group, "stop", |forge, record| async move { power::stop(&forge, &record).await }).await?;
+        changed += each(forge, group, "stop", |forge, record| async move {
+            power::stop(&forge, &record).await
+        })
+        .await?;
     }
     Ok(changed)
 }
@@ -67,9 +85,19 @@ pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
 pub async fn start(forge: &Forge, name: &ClusterName) -> Result<(usize, Status)> {
     let record = ClusterRecord::load(&forge.store, name)?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
-    let changed = each(forge, members, "start", |forge, record| async move { power::start(&forge, &record).await }).await?;
+    let changed = each(forge, members, "start", |forge, record| async move {
+        power::start(&forge, &record).await
+    })
+    .await?;
     let deadline = Instant::now() + forge.patience;
-    forge.events.step("verifying the cluster", "every node to be ready", Some(deadline)).await;
+    forge
+        .events
+        .step(
+            "verifying the cluster",
+            "every node to be ready",
+            Some(deadline),
+        )
+        .await;
     loop {
         interrupt::check()?;
         let seen = look(forge, name, Some(&record)).await?;
@@ -81,7 +109,10 @@ pub async fn start(forge: &Forge, name: &ClusterName) -> Result<(usize, Status)>
         if Instant::now() >= deadline {
             return Err(Error::new(
                 Kind::Timeout,
-                format!("cluster `{name}` is not whole after {} s", forge.patience.as_secs()),
+                format!(
+                    "cluster `{name}` is not whole after {} s",
+                    forge.patience.as_secs()
+                ),
             )
             .because(trouble)
             .hint(format!("`forge cluster status {name}` shows every node")));

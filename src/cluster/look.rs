@@ -39,10 +39,9 @@ impl Seen {
             .machines
             .iter()
             .filter(|machine| {
-                machine
-                    .membership
-                    .as_ref()
-                    .is_some_and(|membership| membership.manager && membership.local == LocalState::Active)
+                machine.membership.as_ref().is_some_and(|membership| {
+                    membership.manager && membership.local == LocalState::Active
+                })
             })
             .find_map(|machine| {
                 let name = self.records.values().find(|record| {
@@ -80,15 +79,23 @@ pub fn place_of(record: &Record) -> Option<Place> {
 /// # Errors
 /// When a record cannot be read or a provider cannot be asked. A machine that does not answer is not
 /// an error.
-pub async fn look(forge: &Forge, name: &ClusterName, record: Option<&ClusterRecord>) -> Result<Seen> {
-    let records: BTreeMap<String, Record> =
-        members(&forge.store, name)?.into_iter().map(|record| (record.name.clone(), record)).collect();
+pub async fn look(
+    forge: &Forge,
+    name: &ClusterName,
+    record: Option<&ClusterRecord>,
+) -> Result<Seen> {
+    let records: BTreeMap<String, Record> = members(&forge.store, name)?
+        .into_iter()
+        .map(|record| (record.name.clone(), record))
+        .collect();
     let states = states(forge, records.values()).await?;
     let answers = ask(forge, &records, &states).await;
     let mut connections = BTreeMap::new();
     let mut machines = Vec::new();
     for record in records.values() {
-        let Some(place) = place_of(record) else { continue };
+        let Some(place) = place_of(record) else {
+            continue;
+        };
         let mut membership = None;
         if let Some((connection, answer)) = answers.get(&record.name) {
             membership.clone_from(answer);
@@ -96,7 +103,11 @@ pub async fn look(forge: &Forge, name: &ClusterName, record: Option<&ClusterReco
         }
         machines.push(Machine {
             place,
-            made: if record.stage == Stage::Ready { Made::Ready } else { Made::Partly },
+            made: if record.stage == Stage::Ready {
+                Made::Ready
+            } else {
+                Made::Partly
+            },
             state: states.get(&record.claim).copied().unwrap_or(State::Absent),
             membership,
         });
@@ -123,24 +134,39 @@ pub async fn look(forge: &Forge, name: &ClusterName, record: Option<&ClusterReco
 ///
 /// # Errors
 /// When a provider cannot be asked.
-pub async fn states<'a>(forge: &Forge, records: impl Iterator<Item = &'a Record>) -> Result<BTreeMap<Claim, State>> {
+pub async fn states<'a>(
+    forge: &Forge,
+    records: impl Iterator<Item = &'a Record>,
+) -> Result<BTreeMap<Claim, State>> {
     let mut by_driver: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in records {
         by_driver.entry(&record.driver).or_default().push(record);
     }
     let mut states = BTreeMap::new();
     for (id, records) in by_driver {
-        let Some(first) = records.first() else { continue };
+        let Some(first) = records.first() else {
+            continue;
+        };
         let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
         let claims: Vec<Claim> = records.iter().map(|record| record.claim).collect();
-        states.extend(driver.observe(&claims).await?.into_iter().map(|seen| (seen.claim, seen.state)));
+        states.extend(
+            driver
+                .observe(&claims)
+                .await?
+                .into_iter()
+                .map(|seen| (seen.claim, seen.state)),
+        );
     }
     Ok(states)
 }
 
 type Answers = BTreeMap<String, (Connection, Option<Membership>)>;
 
-async fn ask(forge: &Forge, records: &BTreeMap<String, Record>, states: &BTreeMap<Claim, State>) -> Answers {
+async fn ask(
+    forge: &Forge,
+    records: &BTreeMap<String, Record>,
+    states: &BTreeMap<Claim, State>,
+) -> Answers {
     let mut tasks = JoinSet::new();
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
     for record in records.values() {

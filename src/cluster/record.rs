@@ -96,7 +96,10 @@ impl ClusterRecord {
         match fs::remove_dir(&folder) {
             Ok(()) => atomic::sync_folder(&store.root().join("clusters")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(atomic::full(error, &format!("failed to remove `{}`", folder.display()))),
+            Err(error) => Err(atomic::full(
+                error,
+                &format!("failed to remove `{}`", folder.display()),
+            )),
         }
     }
 }
@@ -113,7 +116,12 @@ pub fn members(store: &Store, name: &ClusterName) -> Result<Vec<Record>> {
     let mut members = Vec::new();
     for (machine, record) in Record::all(store)? {
         match record {
-            Ok(record) if record.member.as_ref().is_some_and(|member| member.cluster == name.as_str()) => {
+            Ok(record)
+                if record
+                    .member
+                    .as_ref()
+                    .is_some_and(|member| member.cluster == name.as_str()) =>
+            {
                 members.push(record);
             }
             Ok(_) => {}
@@ -129,7 +137,9 @@ pub fn members(store: &Store, name: &ClusterName) -> Result<Vec<Record>> {
 /// # Errors
 /// When the record of another machine cannot be read.
 pub fn peers(store: &Store, record: &Record) -> Result<Vec<IpAddr>> {
-    let Some(member) = &record.member else { return Ok(Vec::new()) };
+    let Some(member) = &record.member else {
+        return Ok(Vec::new());
+    };
     Ok(addresses(&members(store, &member.cluster.parse()?)?))
 }
 

@@ -94,7 +94,13 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
                 })
             })
             .collect();
-        let _lock = acquire(&forge.store, &Guarded::Cluster(name.to_string()), forge.patience, &forge.events).await?;
+        let _lock = acquire(
+            &forge.store,
+            &Guarded::Cluster(name.to_string()),
+            forge.patience,
+            &forge.events,
+        )
+        .await?;
         let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
         match probe::probe(&*manager.guest, &peers, forge.patience, &|_| {}).await {
             Ok(done) => {
@@ -103,7 +109,9 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
                 }
                 status.probe = Some(done);
             }
-            Err(error) => status.trouble.push(format!("published ports: {}", error.line())),
+            Err(error) => status
+                .trouble
+                .push(format!("published ports: {}", error.line())),
         }
     }
     Ok(status)
@@ -126,13 +134,21 @@ pub fn status_of(record: &ClusterRecord, seen: &Seen) -> Status {
     let mut wished_managers = 0;
     for machine in &seen.observed.machines {
         let place = machine.place;
-        let Some(name) = seen.name_of(place) else { continue };
+        let Some(name) = seen.name_of(place) else {
+            continue;
+        };
         let stored = &seen.records[name];
         let membership = machine.membership.as_ref();
         let node = membership
             .filter(|membership| membership.belongs())
             .map(|membership| membership.node_id.clone())
-            .or_else(|| seen.observed.nodes.iter().find(|node| node.hostname == name).map(|node| node.id.clone()));
+            .or_else(|| {
+                seen.observed
+                    .nodes
+                    .iter()
+                    .find(|node| node.hostname == name)
+                    .map(|node| node.id.clone())
+            });
         let listed = node
             .as_ref()
             .and_then(|id| seen.observed.nodes.iter().find(|node| node.id == *id));
@@ -145,7 +161,10 @@ pub fn status_of(record: &ClusterRecord, seen: &Seen) -> Status {
         } else if stored.stage != Stage::Ready {
             trouble.push(format!("`{name}` is not finished: it is {}", stored.stage));
         } else if machine.state != State::Running {
-            trouble.push(format!("`{name}` is {}", machine.state.to_string().to_lowercase()));
+            trouble.push(format!(
+                "`{name}` is {}",
+                machine.state.to_string().to_lowercase()
+            ));
         } else if !seen.connections.contains_key(name) {
             trouble.push(format!("`{name}` runs and does not answer"));
         } else if node.is_none() {
@@ -167,20 +186,35 @@ pub fn status_of(record: &ClusterRecord, seen: &Seen) -> Status {
             address: stored.placement.nic.as_ref().map(|nic| nic.address.into()),
         });
     }
-    rows.sort_by(|a, b| a.role.cmp(&b.role).then_with(|| a.name.len().cmp(&b.name.len())).then_with(|| a.name.cmp(&b.name)));
-    let missing = (record.spec.managers + record.spec.workers).saturating_sub(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+    rows.sort_by(|a, b| {
+        a.role
+            .cmp(&b.role)
+            .then_with(|| a.name.len().cmp(&b.name.len()))
+            .then_with(|| a.name.cmp(&b.name))
+    });
+    let missing = (record.spec.managers + record.spec.workers)
+        .saturating_sub(u32::try_from(rows.len()).unwrap_or(u32::MAX));
     if missing > 0 {
-        trouble.push(format!("{missing} of its machines were never made, or were removed"));
+        trouble.push(format!(
+            "{missing} of its machines were never made, or were removed"
+        ));
     }
     let (managers, reachable, needed, holds) = if seen.observed.nodes.is_empty() {
         let managers = wished_managers.max(record.spec.managers);
         (managers, managers_up, quorum(managers), false)
     } else {
         let counted = consensus(&seen.observed.nodes);
-        (counted.managers, counted.reachable, counted.needed, counted.reachable >= counted.needed && counted.leader)
+        (
+            counted.managers,
+            counted.reachable,
+            counted.needed,
+            counted.reachable >= counted.needed && counted.leader,
+        )
     };
     if !holds {
-        trouble.push(format!("no quorum: {reachable} of {managers} managers take part, {needed} are needed"));
+        trouble.push(format!(
+            "no quorum: {reachable} of {managers} managers take part, {needed} are needed"
+        ));
     }
     Status {
         cluster: record.spec.name.to_string(),

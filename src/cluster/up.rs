@@ -4,7 +4,7 @@
 //! still boot; managers join one after another, workers as they come. What the cluster is in the end is
 //! asked of the cluster itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
 use forge_driver::{Error, Kind, Result};
@@ -15,17 +15,19 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::look::{Seen, look, place_of};
-use super::node::{Availability, Node};
+use super::node::{Availability, Membership, Node};
 use super::plan::{Action, Plan, plan};
 use super::record::{ClusterRecord, addresses, members};
 use super::spec::ClusterSpec;
 use super::swarm::{self, Books, Expected, Joining};
 use super::zones::{Place, Role, Zone};
 use super::{pool, probe};
+use crate::event::Events;
 use crate::interrupt;
 use crate::machine::access::Connection;
 use crate::machine::create::{self, Up, Wish};
 use crate::machine::{Forge, Member, Record};
+use crate::playbook::StepResult;
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire, acquire_machines};
 
@@ -64,7 +66,11 @@ pub struct Formed {
 pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
     let seen = look(forge, &request.spec.name, record.as_ref()).await?;
-    plan(&request.spec, &seen.observed, pool_for(request, record.as_ref())?)
+    plan(
+        &request.spec,
+        &seen.observed,
+        pool_for(request, record.as_ref())?,
+    )
 }
 
 /// The plan for a cluster that no store knows yet.
@@ -85,7 +91,10 @@ fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net
         return match request.spec.address_pool {
             Some(wished) if wished != record.pool => Err(Error::new(
                 Kind::Usage,
-                format!("cluster `{}` was founded with the address pool {} and cannot change to {wished}", request.spec.name, record.pool),
+                format!(
+                    "cluster `{}` was founded with the address pool {} and cannot change to {wished}",
+                    request.spec.name, record.pool
+                ),
             )),
             _ => Ok(record.pool),
         };
@@ -104,34 +113,59 @@ fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net
 ///
 /// # Errors
 /// The first thing that failed on each machine; everything done is saved, and the same command goes on.
-pub async fn up(forge: &Forge, request: &Request, told: &(dyn Fn(&Plan) + Send + Sync)) -> Result<Formed> {
+pub async fn up(
+    forge: &Forge,
+    request: &Request,
+    told: &(dyn Fn(&Plan) + Send + Sync),
+) -> Result<Formed> {
     let name = &request.spec.name;
-    let _cluster = acquire(&forge.store, &Guarded::Cluster(name.to_string()), forge.patience, &forge.events).await?;
+    let _cluster = acquire(
+        &forge.store,
+        &Guarded::Cluster(name.to_string()),
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
     let found = ClusterRecord::find(&forge.store, name)?;
     if let Some(record) = &found
         && record.leaving
     {
-        return Err(Error::new(Kind::Conflict, format!("the removal of cluster `{name}` has begun and did not end"))
-            .hint(format!("`forge cluster down {name}` goes on with it")));
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the removal of cluster `{name}` has begun and did not end"),
+        )
+        .hint(format!("`forge cluster down {name}` goes on with it")));
     }
     let pool = pool_for(request, found.as_ref())?;
     forge.events.step("looking", "", None).await;
     let places = request.spec.places(&existing(forge, request)?)?;
-    let names: Vec<String> = places.nodes.iter().map(|place| request.spec.machine(*place)).collect();
+    let names: Vec<String> = places
+        .nodes
+        .iter()
+        .map(|place| request.spec.machine(*place))
+        .collect();
     let _machines = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
     let seen = look(forge, name, found.as_ref()).await?;
     if let Some(leaving) = seen.records.values().find(|record| record.leaving) {
-        return Err(
-            Error::new(Kind::Conflict, format!("the removal of machine `{}` has begun and did not end", leaving.name))
-                .hint(format!("`forge rm -f {}` goes on with it", leaving.name)),
-        );
+        return Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "the removal of machine `{}` has begun and did not end",
+                leaving.name
+            ),
+        )
+        .hint(format!("`forge rm -f {}` goes on with it", leaving.name)));
     }
     let plan = plan(&request.spec, &seen.observed, pool)?;
     told(&plan);
     for warning in &plan.warnings {
         forge.events.warning(warning.clone()).await;
     }
-    let wishes: Vec<(Place, Wish)> = places.nodes.iter().map(|place| (*place, wish(request, *place))).collect();
+    let wishes: Vec<(Place, Wish)> = places
+        .nodes
+        .iter()
+        .map(|place| (*place, wish(request, *place)))
+        .collect();
     let fresh: Vec<Wish> = wishes
         .iter()
         .filter(|(_, wish)| !seen.records.contains_key(&wish.name))
@@ -139,8 +173,14 @@ pub async fn up(forge: &Forge, request: &Request, told: &(dyn Fn(&Plan) + Send +
         .collect();
     for wish in &fresh {
         if Record::find(&forge.store, &wish.name)?.is_some() {
-            return Err(Error::new(Kind::Exists, format!("machine `{}` exists and is not part of cluster `{name}`", wish.name))
-                .hint("give the cluster another name, or remove that machine first"));
+            return Err(Error::new(
+                Kind::Exists,
+                format!(
+                    "machine `{}` exists and is not part of cluster `{name}`",
+                    wish.name
+                ),
+            )
+            .hint("give the cluster another name, or remove that machine first"));
         }
     }
     create::check(forge, &fresh).await?;
@@ -173,6 +213,7 @@ pub async fn up(forge: &Forge, request: &Request, told: &(dyn Fn(&Plan) + Send +
         record,
         plan: &plan,
         seen: &seen,
+        wished: names.into_iter().collect(),
         members: BTreeMap::new(),
         tokens: BTreeMap::new(),
         changed: 0,
@@ -226,6 +267,8 @@ struct Forming<'a> {
     record: ClusterRecord,
     plan: &'a Plan,
     seen: &'a Seen,
+    /// The names of the machines that are wished.
+    wished: BTreeSet<String>,
     members: BTreeMap<String, Standing>,
     tokens: BTreeMap<Role, Secret>,
     changed: usize,
@@ -234,10 +277,8 @@ struct Forming<'a> {
 
 impl Forming<'_> {
     async fn run(mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
-        let peers = {
-            let records: Vec<Record> = machines.iter().map(|(_, record)| record.clone()).collect();
-            addresses(&records)
-        };
+        // Machines that are not wished any more are members until they are removed.
+        let peers = addresses(&members(&self.forge.store, &self.record.spec.name)?);
         let founder = self.plan.actions.iter().find_map(|action| match action {
             Action::Init { machine, .. } => Some(machine.clone()),
             _ => None,
@@ -263,8 +304,12 @@ impl Forming<'_> {
                     }
                 }
             }
-            if founded && failures.is_empty() {
-                manager_joins |= self.begin_joins(&mut waiting, &mut joining, manager_joins).await?;
+            // Members accept a newcomer's traffic once their own provisioning is over.
+            let settled = self.seen_members().all(|name| self.members.contains_key(name));
+            if founded && settled && failures.is_empty() {
+                manager_joins |= self
+                    .begin_joins(&mut waiting, &mut joining, manager_joins)
+                    .await?;
             }
             tokio::select! {
                 Some(done) = rising.join_next(), if !rising.is_empty() => {
@@ -316,15 +361,32 @@ impl Forming<'_> {
     }
 
     /// Starts the loops of all machines.
-    fn raise(&self, machines: Vec<(Place, Record)>, peers: &[IpAddr]) -> JoinSet<(Place, Result<Up>)> {
+    fn raise(
+        &self,
+        machines: Vec<(Place, Record)>,
+        peers: &[IpAddr],
+    ) -> JoinSet<(Place, Result<Up>)> {
         let mut rising = JoinSet::new();
         for (place, record) in machines {
             let forge = self.forge.of(&record.name);
             let open = self.seen.connections.get(&record.name).cloned();
             let peers = peers.to_vec();
-            rising.spawn(async move { (place, create::bring_up(&forge, record, open, &peers).await) });
+            rising.spawn(
+                async move { (place, create::bring_up(&forge, record, open, &peers).await) },
+            );
         }
         rising
+    }
+
+    /// The machines that were members when the cluster was looked at, and are to stay.
+    fn seen_members(&self) -> impl Iterator<Item = &str> {
+        self.seen
+            .observed
+            .machines
+            .iter()
+            .filter(|machine| machine.membership.as_ref().is_some_and(Membership::belongs))
+            .filter_map(|machine| self.seen.name_of(machine.place))
+            .filter(|name| self.wished.contains(*name))
     }
 
     /// The node id that a machine had when it was looked at.
@@ -351,12 +413,25 @@ impl Forming<'_> {
         self.record.founder = Some(claim);
         self.record.save(&forge.store)?;
         forge.events.step("founding the swarm", "", None).await;
-        let events = forge.events.clone();
-        let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
-        let books = Books { assets: &forge.assets, on_step: &on_step };
-        let done = swarm::init(&*connection.guest, books, address, address, self.record.pool)
-            .await
-            .map_err(|error| error.context(format!("failed to found cluster `{}` on `{name}`", self.record.spec.name)))?;
+        let on_step = listener(&forge.events);
+        let books = Books {
+            assets: &forge.assets,
+            on_step: &on_step,
+        };
+        let done = swarm::init(
+            &*connection.guest,
+            books,
+            address,
+            address,
+            self.record.pool,
+        )
+        .await
+        .map_err(|error| {
+            error.context(format!(
+                "failed to found cluster `{}` on `{name}`",
+                self.record.spec.name
+            ))
+        })?;
         self.record.cluster_id = Some(done.cluster_id);
         self.record.save(&forge.store)?;
         self.changed += usize::from(done.changed);
@@ -375,12 +450,20 @@ impl Forming<'_> {
         joining: &mut JoinSet<(String, Result<swarm::Joined>)>,
         manager_joins: bool,
     ) -> Result<bool> {
-        let Some(entry) = self.entry() else { return Ok(false) };
+        let Some(entry) = self.entry() else {
+            return Ok(false);
+        };
         let mut began = false;
         for _ in 0..waiting.len() {
-            let Some(name) = waiting.pop_front() else { break };
+            let Some(name) = waiting.pop_front() else {
+                break;
+            };
             let member = self.member(&name)?;
-            let (role, record, connection) = (member.place.role, member.record.clone(), member.connection.clone());
+            let (role, record, connection) = (
+                member.place.role,
+                member.record.clone(),
+                member.connection.clone(),
+            );
             if role == Role::Manager && (manager_joins || began) {
                 waiting.push_back(name);
                 continue;
@@ -394,7 +477,12 @@ impl Forming<'_> {
                 }
             };
             let own = address(&record)?;
-            let job = Joining { address: own, data: own, managers: self.managers(), token };
+            let job = Joining {
+                address: own,
+                data: own,
+                managers: self.managers(),
+                token,
+            };
             began |= role == Role::Manager;
             let (forge, entry) = (self.forge.of(&name), entry.clone());
             joining.spawn(async move {
@@ -439,18 +527,34 @@ impl Forming<'_> {
     /// Lost entries, labels, availability, tokens; then the cluster is asked what it is.
     async fn settle(mut self) -> Result<Formed> {
         let entry = self.entry().ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("no manager of cluster `{}` answers", self.record.spec.name))
+            Error::new(
+                Kind::Unavailable,
+                format!("no manager of cluster `{}` answers", self.record.spec.name),
+            )
         })?;
         let forge = self.forge;
-        let events = forge.events.clone();
-        let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
-        let books = Books { assets: &forge.assets, on_step: &on_step };
+        let on_step = listener(&forge.events);
+        let books = Books {
+            assets: &forge.assets,
+            on_step: &on_step,
+        };
         let told = forge.events.clone();
         let on_trouble = move |why: &str| told.progress(&format!("verifying: {why}"));
-        forge.events.step("verifying the cluster", "every node to be ready", None).await;
+        forge
+            .events
+            .step("verifying the cluster", "every node to be ready", None)
+            .await;
         for action in &self.plan.actions {
             if let Action::Forget { node, .. } = action {
-                swarm::remove(&*entry.guest, None, books, node, forge.patience, &on_trouble).await?;
+                swarm::remove(
+                    &*entry.guest,
+                    None,
+                    books,
+                    node,
+                    forge.patience,
+                    &on_trouble,
+                )
+                .await?;
                 self.changed += 1;
             }
         }
@@ -466,8 +570,11 @@ impl Forming<'_> {
             })
             .collect();
         for wanted in &expected {
-            if self.plan.actions.iter().any(|action| matches!(action, Action::Promote { machine } if machine == wanted.machine)) {
-                self.changed += usize::from(swarm::promote(&*entry.guest, books, wanted.node_id).await?);
+            if self.plan.actions.iter().any(
+                |action| matches!(action, Action::Promote { machine } if machine == wanted.machine),
+            ) {
+                self.changed +=
+                    usize::from(swarm::promote(&*entry.guest, books, wanted.node_id).await?);
             }
         }
         let nodes = swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
@@ -475,7 +582,11 @@ impl Forming<'_> {
             .members
             .values()
             .filter_map(|member| Some((member.node.clone()?, member.place.zone)))
-            .filter(|(id, zone)| nodes.iter().any(|node| node.id == *id && node.zone != Some(*zone)))
+            .filter(|(id, zone)| {
+                nodes
+                    .iter()
+                    .any(|node| node.id == *id && node.zone != Some(*zone))
+            })
             .collect();
         self.changed += usize::from(swarm::label(&*entry.guest, books, &labels).await?);
         if self.record.spec.drain_managers {
@@ -484,7 +595,10 @@ impl Forming<'_> {
                 .filter(|node| node.manager.is_some() && node.availability != Availability::Drain)
                 .map(|node| node.id.as_str())
                 .collect();
-            self.changed += usize::from(swarm::set_availability(&*entry.guest, books, &drained, Availability::Drain).await?);
+            self.changed += usize::from(
+                swarm::set_availability(&*entry.guest, books, &drained, Availability::Drain)
+                    .await?,
+            );
         }
         if self.joined > 0 {
             swarm::rotate_tokens(&*entry.guest).await?;
@@ -496,17 +610,28 @@ impl Forming<'_> {
             let done = probe::probe(&*entry.guest, &peers, forge.patience, &on_trouble).await?;
             judge(&done)?;
         }
-        let nodes = if labels.is_empty() && self.joined == 0 { nodes } else { swarm::nodes(&*entry.guest).await? };
+        let nodes = if labels.is_empty() && self.joined == 0 {
+            nodes
+        } else {
+            swarm::nodes(&*entry.guest).await?
+        };
         let cluster_id = match &self.record.cluster_id {
             Some(id) => id.clone(),
             None => {
-                let id = swarm::state(&*entry.guest).await?.cluster_id.unwrap_or_default();
+                let id = swarm::state(&*entry.guest)
+                    .await?
+                    .cluster_id
+                    .unwrap_or_default();
                 self.record.cluster_id = Some(id.clone());
                 self.record.save(&forge.store)?;
                 id
             }
         };
-        Ok(Formed { cluster_id, changed: self.changed, nodes })
+        Ok(Formed {
+            cluster_id,
+            changed: self.changed,
+            nodes,
+        })
     }
 
     fn probed(&self) -> Vec<Probed> {
@@ -553,15 +678,21 @@ pub(super) fn judge(done: &probe::Probed) -> Result<()> {
         .iter()
         .filter_map(|answer| {
             let error = answer.error.as_ref()?;
-            Some(format!("`{}` asked from `{}`: {error}", answer.target, answer.asker))
+            Some(format!(
+                "`{}` asked from `{}`: {error}",
+                answer.target, answer.asker
+            ))
         })
         .collect();
     if silent.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Kind::Failed, "a published port does not answer on every node")
-        .because(silent.join("; "))
-        .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
+    Err(Error::new(
+        Kind::Failed,
+        "a published port does not answer on every node",
+    )
+    .because(silent.join("; "))
+    .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
 }
 
 /// One machine's way into the swarm, until the managers list it; asked of the entry.
@@ -574,24 +705,50 @@ async fn join(
     job: &Joining,
 ) -> Result<swarm::Joined> {
     forge.events.step("joining the swarm", "", None).await;
-    let events = forge.events.clone();
-    let on_step = move |step: &crate::playbook::StepResult| events.result(&step.step, &step.status.to_string());
-    let books = Books { assets: &forge.assets, on_step: &on_step };
+    let on_step = listener(&forge.events);
+    let books = Books {
+        assets: &forge.assets,
+        on_step: &on_step,
+    };
     let done = swarm::join(&*connection.guest, books, job).await?;
     if role == Role::Manager {
         // The next manager joins when this one takes part: two at once can cost the quorum.
-        let expected = [Expected { machine: name, node_id: &done.node_id, role }];
+        let expected = [Expected {
+            machine: name,
+            node_id: &done.node_id,
+            role,
+        }];
         let told = forge.events.clone();
         let on_trouble = move |why: &str| told.progress(&format!("joining the swarm: {why}"));
         swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
     }
-    forge.events.finished(&format!("{role} of the swarm"), done.changed).await;
+    forge
+        .events
+        .finished(&format!("{role} of the swarm"), done.changed)
+        .await;
     Ok(done)
+}
+
+/// Says each step of a playbook as an event.
+fn listener(events: &Events) -> impl Fn(&StepResult) + Send + Sync + use<> {
+    let events = events.clone();
+    move |step| events.result(&step.step, &step.status.to_string())
 }
 
 /// A machine's address between the machines.
 fn address(record: &Record) -> Result<Ipv4Addr> {
-    record.placement.nic.as_ref().map(|nic| nic.address).ok_or_else(|| {
-        Error::new(Kind::Unavailable, format!("machine `{}` has no address on a network between the machines", record.name))
-    })
+    record
+        .placement
+        .nic
+        .as_ref()
+        .map(|nic| nic.address)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                format!(
+                    "machine `{}` has no address on a network between the machines",
+                    record.name
+                ),
+            )
+        })
 }

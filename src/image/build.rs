@@ -13,7 +13,9 @@ use tokio::process::Command;
 use tokio::time::interval;
 use uuid::Uuid;
 
-use super::{DISK, Draft, FirstBoot, INITRD, Image, ImageKind, Images, KERNEL, Progress, check_name, mirrors};
+use super::{
+    DISK, Draft, FirstBoot, INITRD, Image, ImageKind, Images, KERNEL, Progress, check_name, mirrors,
+};
 
 /// The name of the image that is built when none is given.
 pub const DEFAULT_NAME: &str = "forge-debian-12";
@@ -26,18 +28,52 @@ const CLEANING: Duration = Duration::from_secs(120);
 
 /// What is put into the image besides packages: the template, its place, its permissions.
 const OVERLAY: &[(&str, &str, u32)] = &[
-    ("default.network", "etc/systemd/network/90-default.network", 0o644),
-    ("forge-grow.service", "etc/systemd/system/forge-grow.service", 0o644),
+    (
+        "default.network",
+        "etc/systemd/network/90-default.network",
+        0o644,
+    ),
+    (
+        "forge-grow.service",
+        "etc/systemd/system/forge-grow.service",
+        0o644,
+    ),
     ("forge-grow.sh", "usr/lib/forge/grow", 0o755),
-    ("forge-seed.service", "etc/systemd/system/forge-seed.service", 0o644),
+    (
+        "forge-seed.service",
+        "etc/systemd/system/forge-seed.service",
+        0o644,
+    ),
     ("forge-seed.sh", "usr/lib/forge/seed", 0o755),
     ("fstab", "etc/fstab", 0o644),
     ("grub.cfg", "boot/grub/grub.cfg", 0o644),
-    ("initramfs-drivers.sh", "etc/initramfs-tools/scripts/init-top/forge", 0o755),
-    ("initramfs-hook.sh", "etc/initramfs-tools/hooks/forge", 0o755),
+    (
+        "initramfs-drivers.sh",
+        "etc/initramfs-tools/scripts/init-top/forge",
+        0o755,
+    ),
+    (
+        "initramfs-hook.sh",
+        "etc/initramfs-tools/hooks/forge",
+        0o755,
+    ),
     ("initramfs.conf", "etc/initramfs-tools/conf.d/forge", 0o644),
-    ("journald.conf", "etc/systemd/journald.conf.d/forge.conf", 0o644),
-    ("resolved.conf", "etc/systemd/resolved.conf.d/forge.conf", 0o644),
+    (
+        "journald.conf",
+        "etc/systemd/journald.conf.d/forge.conf",
+        0o644,
+    ),
+    ("modprobe.conf", "etc/modprobe.d/forge.conf", 0o644),
+    (
+        "resolved.conf",
+        "etc/systemd/resolved.conf.d/forge.conf",
+        0o644,
+    ),
+    (
+        "ssh.conf",
+        "etc/systemd/system/ssh.service.d/forge.conf",
+        0o644,
+    ),
     ("sshd.conf", "etc/ssh/sshd_config.d/forge.conf", 0o644),
     ("sudoers", "etc/sudoers.d/90-forge", 0o440),
 ];
@@ -88,7 +124,11 @@ impl Images {
     /// # Errors
     /// [`Kind::Unavailable`] when a tool is missing, [`Kind::Failed`] with the end of its output,
     /// [`Kind::Timeout`]. The store is then as before.
-    pub async fn build(&self, options: &BuildOptions, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<Image> {
+    pub async fn build(
+        &self,
+        options: &BuildOptions,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Image> {
         check_options(options)?;
         atomic::private_folder(&self.root)?;
         clear(&self.root, WORK).await?;
@@ -98,7 +138,11 @@ impl Images {
         let made = self.make(options, &work, &sources, progress).await;
         let image = match made {
             Ok(()) => {
-                progress(Progress { step: "checksums".to_owned(), done: None, total: None });
+                progress(Progress {
+                    step: "checksums".to_owned(),
+                    done: None,
+                    total: None,
+                });
                 let draft = Draft {
                     name: options.name.clone(),
                     kind: ImageKind::Built,
@@ -115,17 +159,28 @@ impl Images {
             // The first error is the one to report.
             let _ = remove(&work).await;
         }
-        image.map_err(|error| error.context(format!("failed to build the image `{}`", options.name)))
+        image
+            .map_err(|error| error.context(format!("failed to build the image `{}`", options.name)))
     }
 
     async fn keep(&self, work: &Path, draft: Draft) -> Result<Image> {
-        for entry in fs::read_dir(work).or_fail(Kind::Io, || format!("failed to list `{}`", work.display()))? {
-            let path = entry.or_fail(Kind::Io, || format!("failed to list `{}`", work.display()))?.path();
+        for entry in fs::read_dir(work)
+            .or_fail(Kind::Io, || format!("failed to list `{}`", work.display()))?
+        {
+            let path = entry
+                .or_fail(Kind::Io, || format!("failed to list `{}`", work.display()))?
+                .path();
             let kept = [DISK, KERNEL, INITRD, "manifest"];
-            if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| kept.contains(&name)) {
+            if path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| kept.contains(&name))
+            {
                 // Read only: an overlay that is opened wrongly cannot write into what others lie over.
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o400))
-                    .or_fail(Kind::Io, || format!("failed to protect `{}`", path.display()))?;
+                    .or_fail(Kind::Io, || {
+                        format!("failed to protect `{}`", path.display())
+                    })?;
             } else {
                 remove(&path).await?;
             }
@@ -133,7 +188,9 @@ impl Images {
         let (images, work) = (self.clone(), work.to_owned());
         tokio::task::spawn_blocking(move || images.admit(&work, draft))
             .await
-            .or_fail(Kind::Failed, || "the work on the image was cut off".to_owned())?
+            .or_fail(Kind::Failed, || {
+                "the work on the image was cut off".to_owned()
+            })?
     }
 
     async fn make(
@@ -190,7 +247,9 @@ impl Images {
         put(overlay.join("var/lib/forge/.keep"), "", 0o644)?;
         for folder in folders(&overlay)? {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))
-                .or_fail(Kind::Io, || format!("failed to write `{}`", folder.display()))?;
+                .or_fail(Kind::Io, || {
+                    format!("failed to write `{}`", folder.display())
+                })?;
         }
         let guest = self.guest_sources(&options.suite)?;
         put(work.join("sources.list"), &guest, 0o644)?;
@@ -198,7 +257,11 @@ impl Images {
         for name in ["build.sh", "customize.sh"] {
             put(work.join(name), &template(name)?, 0o644)?;
         }
-        put(work.join("packages"), &packages(&template("packages.txt")?), 0o644)?;
+        put(
+            work.join("packages"),
+            &packages(&template("packages.txt")?),
+            0o644,
+        )?;
         put(work.join("suite"), &options.suite, 0o644)?;
         put(work.join("size"), &options.size.to_string(), 0o644)?;
         put(work.join("uuid"), &Uuid::new_v4().to_string(), 0o644)
@@ -221,7 +284,11 @@ impl Images {
             return Ok(host);
         }
         let guest = self.guest_sources(&options.suite)?;
-        Ok(guest.lines().filter(|line| line.starts_with("deb ")).map(str::to_owned).collect())
+        Ok(guest
+            .lines()
+            .filter(|line| line.starts_with("deb "))
+            .map(str::to_owned)
+            .collect())
     }
 }
 
@@ -229,20 +296,33 @@ fn check_options(options: &BuildOptions) -> Result<()> {
     check_name(&options.name)?;
     let gibibytes = options.size >> 30;
     if !(4..=16_384).contains(&gibibytes) || !options.size.is_multiple_of(1 << 20) {
-        return Err(Error::new(Kind::Invalid, format!("a disk of {} bytes is out of range", options.size))
-            .hint("give whole mebibytes, from 4 GiB to 16 TiB"));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("a disk of {} bytes is out of range", options.size),
+        )
+        .hint("give whole mebibytes, from 4 GiB to 16 TiB"));
     }
     if options.suite.is_empty() || !options.suite.bytes().all(|byte| byte.is_ascii_lowercase()) {
-        return Err(Error::new(Kind::Invalid, format!("`{}` is not a suite of Debian", options.suite)));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("`{}` is not a suite of Debian", options.suite),
+        ));
     }
     if let Some(mirror) = &options.mirror {
-        let rest = mirror.strip_prefix("http://").or_else(|| mirror.strip_prefix("https://"));
+        let rest = mirror
+            .strip_prefix("http://")
+            .or_else(|| mirror.strip_prefix("https://"));
         let plain = rest.is_some_and(|rest| {
-            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic()) && !rest.contains(['@', '[', ']'])
+            !rest.is_empty()
+                && rest.bytes().all(|byte| byte.is_ascii_graphic())
+                && !rest.contains(['@', '[', ']'])
         });
         if !plain {
-            return Err(Error::new(Kind::Invalid, "the mirror is not an address that can be used")
-                .hint("give `http://HOST/debian` or `https://HOST/debian`, without a user name"));
+            return Err(Error::new(
+                Kind::Invalid,
+                "the mirror is not an address that can be used",
+            )
+            .hint("give `http://HOST/debian` or `https://HOST/debian`, without a user name"));
         }
     }
     Ok(())
@@ -291,7 +371,9 @@ async fn clear(root: &Path, prefix: &str) -> Result<()> {
     for entry in fs::read_dir(root).or_fail(Kind::Io, failed)? {
         let entry = entry.or_fail(Kind::Io, failed)?;
         let name = entry.file_name();
-        let left = name.to_str().is_some_and(|name| name.starts_with(prefix) || name.starts_with(".removed-"));
+        let left = name
+            .to_str()
+            .is_some_and(|name| name.starts_with(prefix) || name.starts_with(".removed-"));
         if left {
             remove(&entry.path()).await?;
         }
@@ -312,8 +394,13 @@ async fn remove(path: &Path) -> Result<()> {
     match plain {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let mut command = namespaces();
-            command.args(["rm", "-rf", "--one-file-system", "--"]).arg(path);
-            process::run(command, None, CLEANING).await?.success("`rm`").map_err(|error| error.context(failed()))?;
+            command
+                .args(["rm", "-rf", "--one-file-system", "--"])
+                .arg(path);
+            process::run(command, None, CLEANING)
+                .await?
+                .success("`rm`")
+                .map_err(|error| error.context(failed()))?;
             Ok(())
         }
         plain => plain.or_fail(Kind::Io, failed),
@@ -330,16 +417,24 @@ mod tests {
     fn everything_the_script_reads_is_laid_out() {
         let folder = tempfile::tempdir().expect("folder");
         let images = Images::new(folder.path().to_owned(), Assets::default());
-        let options = BuildOptions { mirror: Some("http://near.example/debian".into()), ..BuildOptions::default() };
+        let options = BuildOptions {
+            mirror: Some("http://near.example/debian".into()),
+            ..BuildOptions::default()
+        };
         let sources = images.sources(&options).expect("sources");
-        images.lay_out(&options, folder.path(), &sources).expect("lays out");
+        images
+            .lay_out(&options, folder.path(), &sources)
+            .expect("lays out");
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).expect(name);
         assert!(read("mirrors").starts_with("deb http://near.example/debian bookworm main\n"));
         assert!(read("sources.list").contains("deb http://deb.debian.org/debian bookworm main\n"));
         assert!(read("packages").lines().any(|line| line == "docker.io"));
         assert_eq!(read("size"), (20_u64 << 30).to_string());
         let agent = folder.path().join("overlay/usr/lib/forge/seed");
-        assert_eq!(fs::metadata(agent).expect("agent").permissions().mode() & 0o777, 0o755);
+        assert_eq!(
+            fs::metadata(agent).expect("agent").permissions().mode() & 0o777,
+            0o755
+        );
         assert!(folder.path().join("overlay/var/lib/forge").is_dir());
     }
 
@@ -348,13 +443,34 @@ mod tests {
         let good = BuildOptions::default();
         check_options(&good).expect("good");
         for bad in [
-            BuildOptions { size: 1 << 20, ..good.clone() },
-            BuildOptions { size: (20 << 30) + 1, ..good.clone() },
-            BuildOptions { name: "../x".into(), ..good.clone() },
-            BuildOptions { suite: "book worm".into(), ..good.clone() },
-            BuildOptions { mirror: Some("http://user:word@near.example/debian".into()), ..good.clone() },
-            BuildOptions { mirror: Some("http://near.example/debian\ndeb x".into()), ..good.clone() },
-            BuildOptions { mirror: Some("[trusted=yes] http://near.example/debian".into()), ..good.clone() },
+            BuildOptions {
+                size: 1 << 20,
+                ..good.clone()
+            },
+            BuildOptions {
+                size: (20 << 30) + 1,
+                ..good.clone()
+            },
+            BuildOptions {
+                name: "../x".into(),
+                ..good.clone()
+            },
+            BuildOptions {
+                suite: "book worm".into(),
+                ..good.clone()
+            },
+            BuildOptions {
+                mirror: Some("http://user:word@near.example/debian".into()),
+                ..good.clone()
+            },
+            BuildOptions {
+                mirror: Some("http://near.example/debian\ndeb x".into()),
+                ..good.clone()
+            },
+            BuildOptions {
+                mirror: Some("[trusted=yes] http://near.example/debian".into()),
+                ..good.clone()
+            },
         ] {
             let error = check_options(&bad).expect_err("bad");
             assert_eq!(error.kind(), Kind::Invalid);
@@ -371,7 +487,13 @@ mod tests {
         clear(folder.path(), WORK).await.expect("clears");
         let mut left: Vec<_> = fs::read_dir(folder.path())
             .expect("list")
-            .map(|entry| entry.expect("entry").file_name().into_string().expect("text"))
+            .map(|entry| {
+                entry
+                    .expect("entry")
+                    .file_name()
+                    .into_string()
+                    .expect("text")
+            })
             .collect();
         left.sort();
         assert_eq!(left, [".pull-1", "kept"]);

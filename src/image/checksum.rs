@@ -65,8 +65,10 @@ impl FromStr for Checksum {
         match (algorithm, digest.len()) {
             ("" | "sha256", 64) if hexadecimal => Ok(Self::Sha256(digest)),
             ("" | "sha512", 128) if hexadecimal => Ok(Self::Sha512(digest)),
-            _ => Err(Error::new(Kind::Invalid, format!("`{text}` is not a checksum"))
-                .hint("give the 64 digits of a SHA-256 or the 128 of a SHA-512")),
+            _ => Err(
+                Error::new(Kind::Invalid, format!("`{text}` is not a checksum"))
+                    .hint("give the 64 digits of a SHA-256 or the 128 of a SHA-512"),
+            ),
         }
     }
 }
@@ -88,7 +90,11 @@ fn digest<D: Digest>(path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..count]);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 #[cfg(test)]
@@ -101,24 +107,55 @@ mod tests {
     fn a_known_digest_comes_out() {
         let file = tempfile::NamedTempFile::new().expect("file");
         assert_eq!(sha256(file.path()).expect("reads"), EMPTY);
-        let long = Checksum::Sha512(String::new()).of_same_kind(file.path()).expect("reads");
-        assert!(long.to_string().starts_with("sha512:cf83e1357eefb8bd"), "{long}");
+        let long = Checksum::Sha512(String::new())
+            .of_same_kind(file.path())
+            .expect("reads");
+        assert!(
+            long.to_string().starts_with("sha512:cf83e1357eefb8bd"),
+            "{long}"
+        );
     }
 
     #[test]
     fn sums_are_found_by_name_in_both_forms() {
-        let sums = format!("{}  other.img\n{EMPTY} *disk.img\n{EMPTY}  ./dotted.img\n", "0".repeat(64));
-        assert_eq!(Checksum::find(&sums, "disk.img"), Some(Checksum::Sha256(EMPTY.into())));
-        assert_eq!(Checksum::find(&sums, "dotted.img"), Some(Checksum::Sha256(EMPTY.into())));
+        let sums = format!(
+            "{}  other.img\n{EMPTY} *disk.img\n{EMPTY}  ./dotted.img\n",
+            "0".repeat(64)
+        );
+        assert_eq!(
+            Checksum::find(&sums, "disk.img"),
+            Some(Checksum::Sha256(EMPTY.into()))
+        );
+        assert_eq!(
+            Checksum::find(&sums, "dotted.img"),
+            Some(Checksum::Sha256(EMPTY.into()))
+        );
         assert_eq!(Checksum::find(&sums, "isk.img"), None);
         assert_eq!(Checksum::find("garbage\n\n", "disk.img"), None);
     }
 
     #[test]
     fn a_malformed_checksum_is_refused() {
-        for text in ["", "sha256:", "md5:0123", &EMPTY[1..], &format!("sha512:{EMPTY}"), &"g".repeat(64)] {
-            assert_eq!(text.parse::<Checksum>().expect_err(text).kind(), Kind::Invalid);
+        for text in [
+            "",
+            "sha256:",
+            "md5:0123",
+            &EMPTY[1..],
+            &format!("sha512:{EMPTY}"),
+            &"g".repeat(64),
+        ] {
+            assert_eq!(
+                text.parse::<Checksum>().expect_err(text).kind(),
+                Kind::Invalid
+            );
         }
-        assert_eq!(EMPTY.to_uppercase().parse::<Checksum>().expect("reads").to_string(), format!("sha256:{EMPTY}"));
+        assert_eq!(
+            EMPTY
+                .to_uppercase()
+                .parse::<Checksum>()
+                .expect("reads")
+                .to_string(),
+            format!("sha256:{EMPTY}")
+        );
     }
 }

@@ -67,10 +67,17 @@ pub(super) fn text(agent: &Agent, url: &str, patience: Patience) -> Result<Optio
         let mut response = agent.get(url).call().map_err(transport)?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE => return Ok((None, true)),
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE => {
+                return Ok((None, true));
+            }
             status => return Err(refused(status)),
         }
-        match response.body_mut().with_config().limit(SUMS_LIMIT).read_to_string() {
+        match response
+            .body_mut()
+            .with_config()
+            .limit(SUMS_LIMIT)
+            .read_to_string()
+        {
             Ok(text) => Ok((Some(text), true)),
             Err(error) => Err(transport(error)),
         }
@@ -89,8 +96,10 @@ pub(super) fn file(
     cancelled: &AtomicBool,
     progress: &dyn Fn(u64, Option<u64>),
 ) -> Result<()> {
-    retry(patience, url, cancelled, || attempt(agent, url, part, state, cancelled, progress))
-        .map_err(|error| error.context(format!("failed to download `{url}`")))
+    retry(patience, url, cancelled, || {
+        attempt(agent, url, part, state, cancelled, progress)
+    })
+    .map_err(|error| error.context(format!("failed to download `{url}`")))
 }
 
 /// Repeats `work` until it ends well, fails for good, or makes no headway for too long. It says with
@@ -155,7 +164,10 @@ fn attempt(
             Some((start, whole)) if start == there => (there, whole),
             _ => {
                 forget(part, state)?;
-                return Err(Cut::Try(Error::new(Kind::Failed, "the server sent another part than was asked for")));
+                return Err(Cut::Try(Error::new(
+                    Kind::Failed,
+                    "the server sent another part than was asked for",
+                )));
             }
         },
         // Nothing lies behind what is there: it is whole, or another version.
@@ -164,7 +176,10 @@ fn attempt(
                 return Ok(((), true));
             }
             forget(part, state)?;
-            return Err(Cut::Try(Error::new(Kind::Failed, "the server has another version now")));
+            return Err(Cut::Try(Error::new(
+                Kind::Failed,
+                "the server has another version now",
+            )));
         }
         status => return Err(refused(status)),
     };
@@ -178,19 +193,38 @@ fn attempt(
         .create(true)
         .append(true)
         .open(part)
-        .map_err(|error| Cut::Final(atomic::full(error, &format!("failed to write `{}`", part.display()))))?;
-    let (done, ended) = copy(&mut response, &mut file, part, start, whole, cancelled, progress)?;
+        .map_err(|error| {
+            Cut::Final(atomic::full(
+                error,
+                &format!("failed to write `{}`", part.display()),
+            ))
+        })?;
+    let (done, ended) = copy(
+        &mut response,
+        &mut file,
+        part,
+        start,
+        whole,
+        cancelled,
+        progress,
+    )?;
     match whole {
         Some(whole) if done > whole => {
             forget(part, state)?;
-            Err(Cut::Try(Error::new(Kind::Failed, "the server sent more than it announced")))
+            Err(Cut::Try(Error::new(
+                Kind::Failed,
+                "the server sent more than it announced",
+            )))
         }
         Some(whole) if done < whole => Ok(((), false)).and_then(|further| {
             if done > there || start == 0 && done > 0 && there == 0 {
                 Ok(further)
             } else {
                 Err(Cut::Try(ended.unwrap_or_else(|| {
-                    Error::new(Kind::Unavailable, format!("it broke off after {done} of {whole} bytes"))
+                    Error::new(
+                        Kind::Unavailable,
+                        format!("it broke off after {done} of {whole} bytes"),
+                    )
                 })))
             }
         }),
@@ -221,13 +255,20 @@ fn copy(
         match reader.read(&mut buffer) {
             Ok(0) => return Ok((done, None)),
             Ok(count) => {
-                file.write_all(&buffer[..count])
-                    .map_err(|error| Cut::Final(atomic::full(error, &format!("failed to write `{}`", part.display()))))?;
+                file.write_all(&buffer[..count]).map_err(|error| {
+                    Cut::Final(atomic::full(
+                        error,
+                        &format!("failed to write `{}`", part.display()),
+                    ))
+                })?;
                 done += count as u64;
                 progress(done, whole);
             }
             Err(error) => {
-                return Ok((done, Some(Error::new(Kind::Unavailable, "the connection broke off").because(error))));
+                return Ok((
+                    done,
+                    Some(Error::new(Kind::Unavailable, "the connection broke off").because(error)),
+                ));
             }
         }
     }
@@ -239,7 +280,9 @@ fn forget(part: &Path, state: &Path) -> Result<(), Cut> {
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(error)
-                .or_fail(Kind::Io, || format!("failed to remove `{}`", path.display()))
+                .or_fail(Kind::Io, || {
+                    format!("failed to remove `{}`", path.display())
+                })
                 .map_err(Cut::Final);
         }
     }
@@ -249,10 +292,17 @@ fn forget(part: &Path, state: &Path) -> Result<(), Cut> {
 fn transport(error: ureq::Error) -> Cut {
     let hopeless = matches!(
         error,
-        ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) | ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed
+        ureq::Error::BadUri(_)
+            | ureq::Error::RequireHttpsOnly(_)
+            | ureq::Error::TooManyRedirects
+            | ureq::Error::RedirectFailed
     );
     let error = Error::new(Kind::Unavailable, "the server could not be asked").because(error);
-    if hopeless { Cut::Final(error) } else { Cut::Try(error) }
+    if hopeless {
+        Cut::Final(error)
+    } else {
+        Cut::Try(error)
+    }
 }
 
 fn refused(status: StatusCode) -> Cut {
@@ -265,7 +315,11 @@ fn refused(status: StatusCode) -> Cut {
     let passing = status.is_server_error()
         || status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT;
-    if passing { Cut::Try(error) } else { Cut::Final(error) }
+    if passing {
+        Cut::Try(error)
+    } else {
+        Cut::Final(error)
+    }
 }
 
 fn text_of<'a>(response: &'a Response<ureq::Body>, name: &header::HeaderName) -> Option<&'a str> {
@@ -278,8 +332,14 @@ fn length(response: &Response<ureq::Body>) -> Option<u64> {
 
 /// `bytes 5-9/10` or `bytes */10` (RFC 9110, 14.4): where it starts, and the whole.
 fn range(response: &Response<ureq::Body>) -> Option<(u64, Option<u64>)> {
-    let (span, whole) = text_of(response, &header::CONTENT_RANGE)?.strip_prefix("bytes ")?.split_once('/')?;
-    let start = if span == "*" { 0 } else { span.split_once('-')?.0.parse().ok()? };
+    let (span, whole) = text_of(response, &header::CONTENT_RANGE)?
+        .strip_prefix("bytes ")?
+        .split_once('/')?;
+    let start = if span == "*" {
+        0
+    } else {
+        span.split_once('-')?.0.parse().ok()?
+    };
     Some((start, whole.parse().ok()))
 }
 

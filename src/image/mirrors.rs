@@ -16,7 +16,9 @@ pub(super) fn of_host(apt: &Path, suite: &str) -> Vec<String> {
     }
     let mut lines: Vec<String> = Vec::new();
     for file in files {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
         let found = match file.extension().and_then(|extension| extension.to_str()) {
             Some("list") => one_line(&text, suite),
             Some("sources") => deb822(&text, suite),
@@ -30,7 +32,11 @@ pub(super) fn of_host(apt: &Path, suite: &str) -> Vec<String> {
     }
     // Updates alone are no suite.
     let whole = format!(" {suite} main");
-    if lines.iter().any(|line| line.ends_with(&whole)) { lines } else { Vec::new() }
+    if lines.iter().any(|line| line.ends_with(&whole)) {
+        lines
+    } else {
+        Vec::new()
+    }
 }
 
 /// The lines for a mirror given by hand: the suite and its updates from there, security updates from
@@ -46,7 +52,9 @@ pub(super) fn of_mirror(mirror: &str, suite: &str) -> Vec<String> {
 
 fn wanted(address: &str, found: &str, suite: &str) -> bool {
     let ours = found == suite
-        || found.strip_prefix(suite).is_some_and(|rest| rest == "-updates" || rest == "-security");
+        || found
+            .strip_prefix(suite)
+            .is_some_and(|rest| rest == "-updates" || rest == "-security");
     let plain = ["http://", "https://"]
         .iter()
         .find_map(|scheme| address.strip_prefix(scheme))
@@ -68,7 +76,8 @@ fn one_line(text: &str, suite: &str) -> Vec<String> {
             };
             let words: Vec<&str> = rest.split_whitespace().collect();
             let (address, found, components) = (words.first()?, words.get(1)?, words.get(2..)?);
-            (components.contains(&"main") && wanted(address, found, suite)).then(|| line(address, found))
+            (components.contains(&"main") && wanted(address, found, suite))
+                .then(|| line(address, found))
         })
         .collect()
 }
@@ -82,7 +91,8 @@ fn deb822(text: &str, suite: &str) -> Vec<String> {
                 .filter(|line| !line.starts_with('#'))
                 .find_map(|line| {
                     let (key, value) = line.split_once(':')?;
-                    key.eq_ignore_ascii_case(name).then(|| value.split_whitespace().collect())
+                    key.eq_ignore_ascii_case(name)
+                        .then(|| value.split_whitespace().collect())
                 })
                 .unwrap_or_default()
         };
@@ -119,7 +129,10 @@ mod tests {
     #[test]
     fn both_styles_are_read() {
         let folder = apt(&[
-            ("sources.list", "# comment\ndeb [signed-by=/k] http://near.example/debian bookworm main contrib\n"),
+            (
+                "sources.list",
+                "# comment\ndeb [signed-by=/k] http://near.example/debian bookworm main contrib\n",
+            ),
             (
                 "sources.list.d/debian.sources",
                 "Types: deb\nURIs: https://near.example/debian-security/\nSuites: bookworm-security\nComponents: main\n\n\
@@ -152,6 +165,9 @@ mod tests {
     fn a_mirror_by_hand_serves_suite_and_updates() {
         let lines = of_mirror("http://near.example/debian/", "bookworm");
         assert_eq!(lines[0], "deb http://near.example/debian bookworm main");
-        assert_eq!(lines[2], "deb http://deb.debian.org/debian-security bookworm-security main");
+        assert_eq!(
+            lines[2],
+            "deb http://deb.debian.org/debian-security bookworm-security main"
+        );
     }
 }

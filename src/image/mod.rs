@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use forge_driver::assets::Assets;
-use forge_driver::{BaseImage, Context, Error, Kind, KernelFiles, Result, atomic};
+use forge_driver::{BaseImage, Context, Error, KernelFiles, Kind, Result, atomic};
 use jiff::Timestamp;
 
 pub use build::{BuildOptions, DEFAULT_NAME};
@@ -150,8 +150,11 @@ impl Images {
         if let Some(image) = &image
             && image.id != id
         {
-            return Err(Error::new(Kind::Corrupt, format!("the record of the image `{id}` is that of `{}`", image.id))
-                .hint(format!("remove it with `forge image rm {id}`")));
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("the record of the image `{id}` is that of `{}`", image.id),
+            )
+            .hint(format!("remove it with `forge image rm {id}`")));
         }
         Ok(image)
     }
@@ -162,10 +165,14 @@ impl Images {
         {
             return Ok(image);
         }
-        self.list()?.into_iter().find(|image| image.name == name).ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("there is no image `{name}`"))
-                .hint("`forge image ls` shows those that are there, `forge image build` makes one")
-        })
+        self.list()?
+            .into_iter()
+            .find(|image| image.name == name)
+            .ok_or_else(|| {
+                Error::new(Kind::NotFound, format!("there is no image `{name}`")).hint(
+                    "`forge image ls` shows those that are there, `forge image build` makes one",
+                )
+            })
     }
 
     fn check(&self, image: &Image, thorough: bool) -> Result<()> {
@@ -184,10 +191,16 @@ impl Images {
             }
             let (length, changed) = record::stamp(&path)?;
             if length != file.length {
-                return Err(damaged(format!("`{}` has {length} bytes instead of {}", file.name, file.length)));
+                return Err(damaged(format!(
+                    "`{}` has {length} bytes instead of {}",
+                    file.name, file.length
+                )));
             }
             if (thorough || changed != file.changed) && checksum::sha256(&path)? != file.sha256 {
-                return Err(damaged(format!("the contents of `{}` have changed", file.name)));
+                return Err(damaged(format!(
+                    "the contents of `{}` have changed",
+                    file.name
+                )));
             }
         }
         Ok(())
@@ -203,10 +216,17 @@ impl Images {
             }
             fs::File::open(&path)
                 .and_then(|file| file.sync_all())
-                .map_err(|error| atomic::full(error, &format!("failed to sync `{}`", path.display())))?;
+                .map_err(|error| {
+                    atomic::full(error, &format!("failed to sync `{}`", path.display()))
+                })?;
             let sha256 = checksum::sha256(&path)?;
             let (length, changed) = record::stamp(&path)?;
-            files.push(RecordedFile { name: name.to_owned(), length, changed, sha256 });
+            files.push(RecordedFile {
+                name: name.to_owned(),
+                length,
+                changed,
+                sha256,
+            });
         }
         let mut image = Image {
             id: String::new(),
@@ -219,11 +239,17 @@ impl Images {
             provenance: draft.provenance,
             files,
         };
-        image.id = format!("{}-{}", image.name, image.sha256().get(..12).unwrap_or_default());
+        image.id = format!(
+            "{}-{}",
+            image.name,
+            image.sha256().get(..12).unwrap_or_default()
+        );
         let place = self.root.join(&image.id);
         if let Some(there) = self.ids()?.iter().find(|id| **id == image.id) {
             // The same contents: the folder that machines may use already stays.
-            fs::remove_dir_all(work).or_fail(Kind::Io, || format!("failed to remove `{}`", work.display()))?;
+            fs::remove_dir_all(work).or_fail(Kind::Io, || {
+                format!("failed to remove `{}`", work.display())
+            })?;
             return self.read(there)?.ok_or_else(|| {
                 Error::new(Kind::Corrupt, format!("the image `{there}` has no record"))
                     .hint(format!("remove it with `forge image rm {there}`"))
@@ -231,7 +257,9 @@ impl Images {
         }
         write_json(&work.join(RECORD), &image)?;
         crate::fault::point("before the image appears");
-        fs::rename(work, &place).or_fail(Kind::Io, || format!("failed to put the image at `{}`", place.display()))?;
+        fs::rename(work, &place).or_fail(Kind::Io, || {
+            format!("failed to put the image at `{}`", place.display())
+        })?;
         atomic::sync_folder(&self.root)?;
         crate::fault::point("after the image appears");
         Ok(image)
@@ -253,12 +281,17 @@ fn check_name(name: &str) -> Result<()> {
     let fits = !name.is_empty()
         && name.len() <= 64
         && name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte));
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte)
+        });
     if fits {
         return Ok(());
     }
-    Err(Error::new(Kind::Invalid, format!("`{name}` is not a name for an image"))
-        .hint("lower-case letters, digits, `-` and `.`, at most 64, a letter or digit first"))
+    Err(Error::new(
+        Kind::Invalid,
+        format!("`{name}` is not a name for an image"),
+    )
+    .hint("lower-case letters, digits, `-` and `.`, at most 64, a letter or digit first"))
 }
 
 #[cfg(test)]

@@ -77,8 +77,14 @@ pub fn catalogue(name: &str) -> Result<PullSource> {
         .map(|(name, url)| PullSource::new(*name, *url, None))
         .ok_or_else(|| {
             let known: Vec<&str> = CATALOGUE.iter().map(|(name, _)| *name).collect();
-            Error::new(Kind::NotFound, format!("no cloud image is known as `{name}`"))
-                .hint(format!("known are {}; any other by its address", known.join(", ")))
+            Error::new(
+                Kind::NotFound,
+                format!("no cloud image is known as `{name}`"),
+            )
+            .hint(format!(
+                "known are {}; any other by its address",
+                known.join(", ")
+            ))
         })
 }
 
@@ -98,28 +104,55 @@ impl Images {
     /// # Errors
     /// [`Kind::Refused`] when the checksum is wrong or the file is not a self-contained qcow2 image;
     /// [`Kind::Unavailable`] or [`Kind::NotFound`] with what the server said.
-    pub async fn pull(&self, source: &PullSource, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<Image> {
+    pub async fn pull(
+        &self,
+        source: &PullSource,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Image> {
         check_name(&source.name)?;
-        if !(source.url.starts_with("https://") || source.url.starts_with("http://")) || credentials(&source.url) {
-            return Err(Error::new(Kind::Invalid, "the address of the image cannot be used")
-                .hint("give `https://HOST/PATH`, without a user name"));
+        if !(source.url.starts_with("https://") || source.url.starts_with("http://"))
+            || credentials(&source.url)
+        {
+            return Err(
+                Error::new(Kind::Invalid, "the address of the image cannot be used")
+                    .hint("give `https://HOST/PATH`, without a user name"),
+            );
         }
-        if source.url.starts_with("http://") && matches!(source.sum, Sum::Beside) && !loopback(&source.url) {
-            return Err(Error::new(Kind::Refused, format!("`{}` is not protected, nor is a checksum beside it", source.url))
-                .hint("give the checksum, or an https address"));
+        if source.url.starts_with("http://")
+            && matches!(source.sum, Sum::Beside)
+            && !loopback(&source.url)
+        {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "`{}` is not protected, nor is a checksum beside it",
+                    source.url
+                ),
+            )
+            .hint("give the checksum, or an https address"));
         }
         atomic::private_folder(&self.root)?;
         let digest = Sha256::digest(source.url.as_bytes());
-        let tag: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let tag: String = digest
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         // One folder for each address, so that another download does not take this one's part.
         let work = self.root.join(format!(".pull-{tag}"));
         atomic::private_folder(&work)?;
         let sum = self.fetch(source, &work, progress).await?;
-        progress(Progress { step: "checking the image".to_owned(), done: None, total: None });
+        progress(Progress {
+            step: "checking the image".to_owned(),
+            done: None,
+            total: None,
+        });
         let size = match inspect(&work.join(DISK)).await {
             Ok(size) => size,
             Err(error) => {
-                fs::remove_dir_all(&work).or_fail(Kind::Io, || format!("failed to remove `{}`", work.display()))?;
+                fs::remove_dir_all(&work).or_fail(Kind::Io, || {
+                    format!("failed to remove `{}`", work.display())
+                })?;
                 return Err(error.context(format!("refused the image from `{}`", source.url)));
             }
         };
@@ -134,7 +167,9 @@ impl Images {
         let images = self.clone();
         tokio::task::spawn_blocking(move || images.admit(&work, draft))
             .await
-            .or_fail(Kind::Failed, || "the work on the image was cut off".to_owned())?
+            .or_fail(Kind::Failed, || {
+                "the work on the image was cut off".to_owned()
+            })?
     }
 
     /// Downloads to `work` and verifies; the checksum that it has.
@@ -148,11 +183,15 @@ impl Images {
         let guard = CancelOnDrop(cancelled.clone());
         let (report, mut reports) = mpsc::channel(16);
         let (source, work) = (source.clone(), work.to_owned());
-        let task = tokio::task::spawn_blocking(move || fetch_blocking(&source, &work, &cancelled, &report));
+        let task = tokio::task::spawn_blocking(move || {
+            fetch_blocking(&source, &work, &cancelled, &report)
+        });
         while let Some(next) = reports.recv().await {
             progress(next);
         }
-        let done = task.await.or_fail(Kind::Failed, || "the download was cut off".to_owned())?;
+        let done = task
+            .await
+            .or_fail(Kind::Failed, || "the download was cut off".to_owned())?;
         drop(guard);
         done
     }
@@ -164,11 +203,18 @@ fn fetch_blocking(
     cancelled: &AtomicBool,
     report: &mpsc::Sender<Progress>,
 ) -> Result<Checksum> {
-    let patience = Patience { pause: source.pause, until: Instant::now() + source.deadline };
+    let patience = Patience {
+        pause: source.pause,
+        until: Instant::now() + source.deadline,
+    };
     let agent = download::agent(&source.url);
     let say = |step: &str, done, total| {
         // A report that nobody is ready for is one too many.
-        let _ = report.try_send(Progress { step: step.to_owned(), done, total });
+        let _ = report.try_send(Progress {
+            step: step.to_owned(),
+            done,
+            total,
+        });
     };
     say("checksum", None, None);
     let sum = match &source.sum {
@@ -177,17 +223,32 @@ fn fetch_blocking(
     };
     let (part, state, disk) = (work.join("part"), work.join("part.json"), work.join(DISK));
     if !disk.exists() {
-        download::file(&agent, &source.url, &part, &state, patience, cancelled, &|done, total| {
-            say("downloading", Some(done), total);
+        download::file(
+            &agent,
+            &source.url,
+            &part,
+            &state,
+            patience,
+            cancelled,
+            &|done, total| {
+                say("downloading", Some(done), total);
+            },
+        )?;
+        fs::rename(&part, &disk).or_fail(Kind::Io, || {
+            format!("failed to rename `{}`", part.display())
         })?;
-        fs::rename(&part, &disk).or_fail(Kind::Io, || format!("failed to rename `{}`", part.display()))?;
     }
     say("verifying the checksum", None, None);
     let found = sum.of_same_kind(&disk)?;
     // What does not belong to an image, and what must not be used, goes.
-    for gone in [Some(&state), (found != sum).then_some(&disk)].into_iter().flatten() {
+    for gone in [Some(&state), (found != sum).then_some(&disk)]
+        .into_iter()
+        .flatten()
+    {
         if gone.exists() {
-            fs::remove_file(gone).or_fail(Kind::Io, || format!("failed to remove `{}`", gone.display()))?;
+            fs::remove_file(gone).or_fail(Kind::Io, || {
+                format!("failed to remove `{}`", gone.display())
+            })?;
         }
     }
     if found != sum {
@@ -208,9 +269,12 @@ fn beside(agent: &ureq::Agent, url: &str, patience: Patience) -> Result<Checksum
             return Ok(sum);
         }
     }
-    Err(Error::new(Kind::NotFound, format!("no checksum of `{name}` lies beside it in `{folder}`"))
-        .because("neither SHA512SUMS nor SHA256SUMS names it")
-        .hint("give the checksum"))
+    Err(Error::new(
+        Kind::NotFound,
+        format!("no checksum of `{name}` lies beside it in `{folder}`"),
+    )
+    .because("neither SHA512SUMS nor SHA256SUMS names it")
+    .hint("give the checksum"))
 }
 
 /// The virtual size of a disk that stands alone. A backing file or an external data file would make
@@ -219,10 +283,15 @@ fn beside(agent: &ureq::Agent, url: &str, patience: Patience) -> Result<Checksum
 async fn inspect(disk: &Path) -> Result<u64> {
     let mut command = Command::new("qemu-img");
     command.args(["info", "--output=json"]).arg(disk);
-    let output = process::run(command, None, INFO_DEADLINE).await?.success("`qemu-img info`")?;
-    let info: Value = serde_json::from_slice(&output.stdout)
-        .or_fail(Kind::Failed, || "`qemu-img info` printed no JSON".to_owned())?;
-    let refuse = |why: String| Err(Error::new(Kind::Refused, why).hint("only qcow2 images that stand alone are taken"));
+    let output = process::run(command, None, INFO_DEADLINE)
+        .await?
+        .success("`qemu-img info`")?;
+    let info: Value = serde_json::from_slice(&output.stdout).or_fail(Kind::Failed, || {
+        "`qemu-img info` printed no JSON".to_owned()
+    })?;
+    let refuse = |why: String| {
+        Err(Error::new(Kind::Refused, why).hint("only qcow2 images that stand alone are taken"))
+    };
     let format = info["format"].as_str().unwrap_or("unknown");
     if format != "qcow2" {
         return refuse(format!("its format is {format}"));
@@ -237,9 +306,10 @@ async fn inspect(disk: &Path) -> Result<u64> {
     if data["corrupt"].as_bool() == Some(true) || info.get("encrypted").is_some() {
         return refuse("it is encrypted or marked as damaged".to_owned());
     }
-    info["virtual-size"].as_u64().filter(|size| *size > 0).ok_or_else(|| {
-        Error::new(Kind::Refused, "it has no size")
-    })
+    info["virtual-size"]
+        .as_u64()
+        .filter(|size| *size > 0)
+        .ok_or_else(|| Error::new(Kind::Refused, "it has no size"))
 }
 
 fn authority(url: &str) -> &str {
@@ -252,8 +322,11 @@ fn credentials(url: &str) -> bool {
 }
 
 fn loopback(url: &str) -> bool {
-    let host = authority(url).rsplit_once(':').map_or(authority(url), |(host, _)| host);
-    host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    let host = authority(url)
+        .rsplit_once(':')
+        .map_or(authority(url), |(host, _)| host);
+    host.parse::<std::net::Ipv4Addr>()
+        .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -77,6 +77,10 @@ impl Image {
 
 /// Length and time of the last change of a file.
 pub(super) fn stamp(path: &Path) -> Result<(u64, i128)> {
-    let meta = fs::metadata(path).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()))?;
-    Ok((meta.len(), i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())))
+    let meta =
+        fs::metadata(path).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()))?;
+    Ok((
+        meta.len(),
+        i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+    ))
 }

@@ -15,7 +15,9 @@ impl Reply {
     }
 
     pub fn status(status: &str) -> Self {
-        Self::raw(&format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"))
+        Self::raw(&format!(
+            "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        ))
     }
 
     pub fn whole(body: &[u8], tag: Option<&str>) -> Self {
@@ -29,12 +31,24 @@ impl Reply {
 
     /// What lies from `start` on.
     pub fn rest(body: &[u8], start: usize, tag: Option<&str>) -> Self {
-        let range = format!("content-range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
-        Self::with("206 Partial Content", &range, &body[start..], body.len() - start, tag)
+        let range = format!(
+            "content-range: bytes {start}-{}/{}\r\n",
+            body.len() - 1,
+            body.len()
+        );
+        Self::with(
+            "206 Partial Content",
+            &range,
+            &body[start..],
+            body.len() - start,
+            tag,
+        )
     }
 
     fn with(status: &str, headers: &str, body: &[u8], length: usize, tag: Option<&str>) -> Self {
-        let tag = tag.map(|tag| format!("etag: {tag}\r\n")).unwrap_or_default();
+        let tag = tag
+            .map(|tag| format!("etag: {tag}\r\n"))
+            .unwrap_or_default();
         let mut bytes =
             format!("HTTP/1.1 {status}\r\n{headers}{tag}content-length: {length}\r\nconnection: close\r\n\r\n").into_bytes();
         bytes.extend_from_slice(body);
@@ -56,7 +70,9 @@ impl Server {
         let seen = requests.clone();
         thread::spawn(move || {
             for reply in replies {
-                let Ok((stream, _)) = listener.accept() else { return };
+                let Ok((stream, _)) = listener.accept() else {
+                    return;
+                };
                 answer(stream, &reply, &seen);
             }
         });
@@ -74,7 +90,9 @@ impl Server {
 }
 
 fn answer(mut stream: TcpStream, reply: &Reply, seen: &Mutex<Vec<String>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("timeout");
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {
@@ -83,7 +101,9 @@ fn answer(mut stream: TcpStream, reply: &Reply, seen: &Mutex<Vec<String>>) {
             _ => break,
         }
     }
-    seen.lock().expect("lock").push(String::from_utf8_lossy(&head).to_ascii_lowercase());
+    seen.lock()
+        .expect("lock")
+        .push(String::from_utf8_lossy(&head).to_ascii_lowercase());
     // A client that has gone away is what some tests want.
     let _ = stream.write_all(&reply.0);
 }

@@ -34,7 +34,10 @@ fn an_image_is_found_by_id_and_the_newest_by_name() {
     assert_eq!(images.find("base").expect("by name"), new);
     assert_eq!(images.find(&old.id).expect("by id"), old);
     assert_eq!(images.list().expect("both").len(), 2);
-    assert_eq!(images.find("other").expect_err("none").kind(), Kind::NotFound);
+    assert_eq!(
+        images.find("other").expect_err("none").kind(),
+        Kind::NotFound
+    );
     let base = images.base(&new);
     assert!(base.disk.is_file());
     assert_eq!(base.kernel.expect("kernel").cmdline, "quiet");
@@ -59,10 +62,20 @@ fn a_damaged_file_is_an_error_that_names_it() {
     assert_eq!(error.causes(), ["`disk.qcow2` has 6 bytes instead of 3"]);
     fs::write(&disk, "eno").expect("write");
     let changed = std::time::SystemTime::UNIX_EPOCH;
-    fs::File::options().write(true).open(&disk).and_then(|file| file.set_modified(changed)).expect("touch");
-    assert_eq!(images.find("base").expect_err("contents").causes(), ["the contents of `disk.qcow2` have changed"]);
+    fs::File::options()
+        .write(true)
+        .open(&disk)
+        .and_then(|file| file.set_modified(changed))
+        .expect("touch");
+    assert_eq!(
+        images.find("base").expect_err("contents").causes(),
+        ["the contents of `disk.qcow2` have changed"]
+    );
     fs::remove_file(&disk).expect("rm");
-    assert_eq!(images.find("base").expect_err("missing").causes(), ["`disk.qcow2` is missing"]);
+    assert_eq!(
+        images.find("base").expect_err("missing").causes(),
+        ["`disk.qcow2` is missing"]
+    );
 }
 
 #[test]
@@ -71,7 +84,11 @@ fn a_copied_store_is_read_through_and_good() {
     let image = admit(&images, folder.path(), "base", "one");
     let disk = folder.path().join(&image.id).join(DISK);
     let changed = std::time::SystemTime::UNIX_EPOCH;
-    fs::File::options().write(true).open(disk).and_then(|file| file.set_modified(changed)).expect("touch");
+    fs::File::options()
+        .write(true)
+        .open(disk)
+        .and_then(|file| file.set_modified(changed))
+        .expect("touch");
     images.find("base").expect("the contents are the same");
     images.verify(&image).expect("the contents are the same");
 }

@@ -69,8 +69,9 @@ const BANNER_WAIT: Duration = Duration::from_millis(1500);
 /// When its address is not known yet or its key cannot be read.
 pub fn target(store: &Store, record: &Record) -> Result<Target> {
     let path = store.machine_dir(&record.name).join("id_ed25519");
-    let key = std::fs::read_to_string(&path)
-        .or_fail(Kind::Io, || format!("failed to read the SSH key of `{}`", record.name))?;
+    let key = std::fs::read_to_string(&path).or_fail(Kind::Io, || {
+        format!("failed to read the SSH key of `{}`", record.name)
+    })?;
     Ok(Target {
         address: record.endpoints()?.ssh,
         user: record.ssh.user.clone(),
@@ -83,18 +84,36 @@ pub fn target(store: &Store, record: &Record) -> Result<Target> {
 impl Access for Network {
     async fn knock(&self, record: &Record) -> Result<()> {
         let address = record.endpoints()?.ssh;
-        let silent = || Error::new(Kind::Timeout, format!("{address} accepts connections, but no SSH server answers yet"));
+        let silent = || {
+            Error::new(
+                Kind::Timeout,
+                format!("{address} accepts connections, but no SSH server answers yet"),
+            )
+        };
         let knock = async {
             let mut stream = TcpStream::connect(address)
                 .await
-                .or_fail(Kind::Unavailable, || format!("{address} does not accept connections"))?;
-            let mut banner = [0; 4];
-            stream.read_exact(&mut banner).await.map_err(|error| silent().because(error))?;
+                .or_fail(Kind::Unavailable, || {
+                    format!("{address} does not accept connections")
+                })?;
+            let mut banner = Vec::new();
+            while banner.len() < 4 {
+                let mut piece = [0; 64];
+                match stream.read(&mut piece).await {
+                    Ok(0) => return Err(silent().because("the connection was closed")),
+                    Ok(count) => banner.extend_from_slice(&piece[..count]),
+                    Err(error) => return Err(silent().because(error)),
+                }
+            }
             // RFC 4253, section 4.2: the identification string starts with `SSH-`.
-            if &banner == b"SSH-" {
+            if banner.starts_with(b"SSH-") {
                 Ok(())
             } else {
-                Err(Error::new(Kind::Invalid, format!("what answers at {address} is not an SSH server")))
+                let said = String::from_utf8_lossy(&banner).trim().escape_debug().to_string();
+                Err(
+                    Error::new(Kind::Invalid, format!("what answers at {address} is not an SSH server"))
+                        .because(format!("it said `{said}`")),
+                )
             }
         };
         match timeout(BANNER_WAIT, knock).await {
@@ -120,11 +139,15 @@ impl Access for Network {
         let address = record.endpoints()?.engine;
         match timeout(deadline, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(error)) => {
-                Err(Error::new(Kind::Unavailable, format!("the engine's port {address} does not accept connections"))
-                    .because(error))
-            }
-            Err(_) => Err(Error::new(Kind::Timeout, format!("the engine's port {address} does not answer"))),
+            Ok(Err(error)) => Err(Error::new(
+                Kind::Unavailable,
+                format!("the engine's port {address} does not accept connections"),
+            )
+            .because(error)),
+            Err(_) => Err(Error::new(
+                Kind::Timeout,
+                format!("the engine's port {address} does not answer"),
+            )),
         }
     }
 }

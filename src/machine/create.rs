@@ -12,7 +12,9 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use forge_driver::{Claim, Driver, Error, Kind, Power, Result, Spec, State, Wants, atomic, process};
+use forge_driver::{
+    Claim, Driver, Error, Kind, Power, Result, Spec, State, Wants, atomic, process,
+};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -79,16 +81,32 @@ pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
     for (name, text, mode) in [
         ("id_ed25519", key.private_openssh.expose(), 0o600),
         ("id_ed25519.pub", key.public_openssh.as_str(), 0o644),
-        (FIRST_HOST_KEY, first_host_key.private_openssh.expose(), 0o600),
+        (
+            FIRST_HOST_KEY,
+            first_host_key.private_openssh.expose(),
+            0o600,
+        ),
     ] {
         fault::point(&format!("before saving {name}"));
-        atomic::write(&folder.join(name), format!("{}\n", text.trim_end()).as_bytes(), mode)?;
+        atomic::write(
+            &folder.join(name),
+            format!("{}\n", text.trim_end()).as_bytes(),
+            mode,
+        )?;
     }
-    let _lock = acquire(&forge.store, &Guarded::Addresses, forge.patience, &forge.events).await?;
+    let _lock = acquire(
+        &forge.store,
+        &Guarded::Addresses,
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
     let mut taken = record::taken(&forge.store)?;
     let claim = Claim::random();
     let placement = addresses::allocate(&forge.store, claim, driver.wants(), &taken)?;
-    taken.ports.extend(placement.forwards().iter().map(|forward| forward.host));
+    taken
+        .ports
+        .extend(placement.forwards().iter().map(|forward| forward.host));
     let mut published = Vec::new();
     for words in &wish.publish {
         let forward = super::publish::forward(words, &placement, &taken)?;
@@ -124,25 +142,41 @@ pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
 fn same(found: Record, wish: &Wish) -> Result<Record> {
     let name = &found.name;
     if found.leaving {
-        return Err(
-            Error::new(Kind::Conflict, format!("the removal of machine `{name}` has begun and did not end"))
-                .hint(format!("`forge rm {name}` goes on with it; then create the machine again")),
-        );
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the removal of machine `{name}` has begun and did not end"),
+        )
+        .hint(format!(
+            "`forge rm {name}` goes on with it; then create the machine again"
+        )));
     }
     if found.driver != wish.driver {
         return Err(Error::new(
             Kind::Exists,
-            format!("machine `{name}` exists, of the driver `{}` and not `{}`", found.driver, wish.driver),
+            format!(
+                "machine `{name}` exists, of the driver `{}` and not `{}`",
+                found.driver, wish.driver
+            ),
         )
-        .hint(format!("use another name, or remove it first: `forge rm {name}`")));
+        .hint(format!(
+            "use another name, or remove it first: `forge rm {name}`"
+        )));
     }
     if found.member != wish.member {
         let place = found.member.as_ref().map_or_else(
             || "belongs to no cluster".to_owned(),
-            |member| format!("is a {} of cluster `{}` in zone {}", member.role, member.cluster, member.zone),
+            |member| {
+                format!(
+                    "is a {} of cluster `{}` in zone {}",
+                    member.role, member.cluster, member.zone
+                )
+            },
         );
-        return Err(Error::new(Kind::Exists, format!("machine `{name}` exists and {place}"))
-            .hint(format!("use another name, or remove it first: `forge rm {name}`")));
+        return Err(
+            Error::new(Kind::Exists, format!("machine `{name}` exists and {place}")).hint(format!(
+                "use another name, or remove it first: `forge rm {name}`"
+            )),
+        );
     }
     // What the user did not say does not matter: the recorded value stays.
     for (option, origin) in &wish.origins {
@@ -169,9 +203,15 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
         by_driver.entry(wish.driver).or_default().push(wish);
     }
     for (id, wishes) in by_driver {
-        let Some(first) = wishes.first() else { continue };
+        let Some(first) = wishes.first() else {
+            continue;
+        };
         let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
-        if let Wants { network: Some(cidr), .. } = driver.wants() {
+        if let Wants {
+            network: Some(cidr),
+            ..
+        } = driver.wants()
+        {
             addresses::check_network(&forge.store, cidr)?;
         }
         let mut specs = Vec::with_capacity(wishes.len());
@@ -205,14 +245,24 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
 ///
 /// # Errors
 /// What failed, with the end of the machine's console when it did not boot.
-pub async fn bring_up(forge: &Forge, record: Record, open: Option<Connection>, peers: &[IpAddr]) -> Result<Up> {
+pub async fn bring_up(
+    forge: &Forge,
+    record: Record,
+    open: Option<Connection>,
+    peers: &[IpAddr],
+) -> Result<Up> {
     let name = record.name.clone();
     climb(forge, record, open, peers)
         .await
         .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))
 }
 
-async fn climb(forge: &Forge, mut record: Record, mut connection: Option<Connection>, peers: &[IpAddr]) -> Result<Up> {
+async fn climb(
+    forge: &Forge,
+    mut record: Record,
+    mut connection: Option<Connection>,
+    peers: &[IpAddr],
+) -> Result<Up> {
     let driver = forge.driver(&record)?;
     let mut changed = 0;
     loop {
@@ -248,7 +298,10 @@ async fn climb(forge: &Forge, mut record: Record, mut connection: Option<Connect
 
 /// The VM, found by its claim or made.
 async fn launch(forge: &Forge, driver: &dyn Driver, record: &Record) -> Result<Record> {
-    forge.events.step("starting the virtual machine", "", None).await;
+    forge
+        .events
+        .step("starting the virtual machine", "", None)
+        .await;
     if let Some(nic) = &record.placement.nic {
         driver.ensure_shared(&nic.network).await?;
     }
@@ -265,9 +318,18 @@ fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
     let folder = forge.store.machine_dir(&record.name);
     let read = |name: &str| {
         fs::read_to_string(folder.join(name)).map_err(|error| {
-            Error::new(Kind::Corrupt, format!("the file `{name}` of machine `{}` cannot be read", record.name))
-                .because(error)
-                .hint(format!("remove the machine and create it again: `forge rm -f {}`", record.name))
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "the file `{name}` of machine `{}` cannot be read",
+                    record.name
+                ),
+            )
+            .because(error)
+            .hint(format!(
+                "remove the machine and create it again: `forge rm -f {}`",
+                record.name
+            ))
         })
     };
     let first = KeyPair {
@@ -312,7 +374,10 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
         State::Running | State::Starting => {}
         State::Absent => return Err(gone(record)),
         _ => {
-            forge.events.step("starting the virtual machine", "", None).await;
+            forge
+                .events
+                .step("starting the virtual machine", "", None)
+                .await;
             if let Some(nic) = &record.placement.nic {
                 driver.ensure_shared(&nic.network).await?;
             }
@@ -321,7 +386,14 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
             driver.set_power(record.claim, Power::On).await?;
         }
     }
-    forge.events.step("connecting", "an SSH server that shows the recorded key", Some(deadline)).await;
+    forge
+        .events
+        .step(
+            "connecting",
+            "an SSH server that shows the recorded key",
+            Some(deadline),
+        )
+        .await;
     let mut looked = Instant::now();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -349,7 +421,13 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
                     return Err(with_console(
                         driver,
                         record,
-                        Error::new(Kind::Failed, format!("the virtual machine `{}` stopped while it was starting", record.name)),
+                        Error::new(
+                            Kind::Failed,
+                            format!(
+                                "the virtual machine `{}` stopped while it was starting",
+                                record.name
+                            ),
+                        ),
                     ));
                 }
                 _ => {}
@@ -358,7 +436,12 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
         if Instant::now() >= deadline {
             let late = Error::new(
                 Kind::Timeout,
-                format!("machine `{}` did not answer SSH within {} s ({})", record.name, forge.patience.as_secs(), error.line()),
+                format!(
+                    "machine `{}` did not answer SSH within {} s ({})",
+                    record.name,
+                    forge.patience.as_secs(),
+                    error.line()
+                ),
             );
             return Err(with_console(driver, record, late));
         }
@@ -367,21 +450,37 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
 }
 
 fn gone(record: &Record) -> Error {
-    Error::new(Kind::NotFound, format!("the virtual machine of `{}` is gone", record.name))
-        .because(format!("nothing carries its claim {}: it was deleted behind forge's back", record.claim))
-        .hint(format!("`forge rm {}` removes the rest; then create it again", record.name))
+    Error::new(
+        Kind::NotFound,
+        format!("the virtual machine of `{}` is gone", record.name),
+    )
+    .because(format!(
+        "nothing carries its claim {}: it was deleted behind forge's back",
+        record.claim
+    ))
+    .hint(format!(
+        "`forge rm {}` removes the rest; then create it again",
+        record.name
+    ))
 }
 
 /// Adds the end of the machine's console to a failure to boot.
 fn with_console(driver: &dyn Driver, record: &Record, error: Error) -> Error {
-    let hint = format!("`forge logs {}` shows all of its console; `--timeout` gives it more time", record.name);
+    let hint = format!(
+        "`forge logs {}` shows all of its console; `--timeout` gives it more time",
+        record.name
+    );
     let end = driver
         .console(record.claim)
         .and_then(|path| fs::read(path).ok())
         .map(|bytes| process::tail(&String::from_utf8_lossy(&bytes), 12))
         .filter(|end| !end.is_empty());
     match end {
-        Some(end) => error.because(format!("its console ends with:\n{end}")).hint(hint),
-        None => error.because("its console is empty: it did not begin to boot").hint(hint),
+        Some(end) => error
+            .because(format!("its console ends with:\n{end}"))
+            .hint(hint),
+        None => error
+            .because("its console is empty: it did not begin to boot")
+            .hint(hint),
     }
 }

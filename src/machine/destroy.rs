@@ -39,9 +39,14 @@ pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
     forge.events.step("removing what is left", "", None).await;
     if let Some((claim, driver)) = salvage(forge, name) {
         let config = serde_json::Value::Null;
-        for entry in registry::all().iter().filter(|entry| driver.as_deref().is_none_or(|id| id == entry.id)) {
+        for entry in registry::all()
+            .iter()
+            .filter(|entry| driver.as_deref().is_none_or(|id| id == entry.id))
+        {
             let config = (entry.default)().unwrap_or_else(|_| config.clone());
-            registry::open(entry.id, &config, &forge.store, &forge.events)?.destroy(claim).await?;
+            registry::open(entry.id, &config, &forge.store, &forge.events)?
+                .destroy(claim)
+                .await?;
         }
     }
     forget(forge, name)?;
@@ -55,7 +60,11 @@ fn salvage(forge: &Forge, name: &str) -> Option<(Claim, Option<String>)> {
     let text = String::from_utf8_lossy(&bytes);
     let after = |key: &str| -> Option<String> {
         let rest = text.split_once(&format!("\"{key}\""))?.1;
-        let rest = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+        let rest = rest
+            .trim_start()
+            .strip_prefix(':')?
+            .trim_start()
+            .strip_prefix('"')?;
         Some(rest.split('"').next()?.to_owned())
     };
     Some((after("claim")?.parse().ok()?, after("driver")))
@@ -64,14 +73,20 @@ fn salvage(forge: &Forge, name: &str) -> Option<(Claim, Option<String>)> {
 /// Removes the folder of a machine, its record last: while anything is left, it is listed.
 fn forget(forge: &Forge, name: &str) -> Result<()> {
     if !record::valid_name(name) {
-        return Err(Error::new(Kind::Usage, format!("`{name}` is not the name of a machine")));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("`{name}` is not the name of a machine"),
+        ));
     }
     let folder = forge.store.machine_dir(name);
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(Error::new(Kind::Io, format!("failed to list `{}`", folder.display())).because(error));
+            return Err(
+                Error::new(Kind::Io, format!("failed to list `{}`", folder.display()))
+                    .because(error),
+            );
         }
     };
     for entry in entries.flatten() {
@@ -86,16 +101,24 @@ fn forget(forge: &Forge, name: &str) -> Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => {
-            return Err(atomic::full(error, &format!("failed to remove `{}`", folder.display())));
+            return Err(atomic::full(
+                error,
+                &format!("failed to remove `{}`", folder.display()),
+            ));
         }
     }
     atomic::sync_folder(&forge.store.root().join("machines"))
 }
 
 fn used(forge: &Forge, network: uuid::Uuid) -> Result<bool> {
-    Ok(Record::all(&forge.store)?.into_iter().any(|(_, record)| match record {
-        Ok(record) => record.placement.nic.is_some_and(|nic| nic.network.id == network),
-        // What cannot be read may use it.
-        Err(_) => true,
-    }))
+    Ok(Record::all(&forge.store)?
+        .into_iter()
+        .any(|(_, record)| match record {
+            Ok(record) => record
+                .placement
+                .nic
+                .is_some_and(|nic| nic.network.id == network),
+            // What cannot be read may use it.
+            Err(_) => true,
+        }))
 }

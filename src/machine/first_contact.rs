@@ -19,7 +19,12 @@ const LOOK: Duration = Duration::from_secs(20);
 /// Over the connection that the first key was checked on: the machine makes a key of its own, its
 /// public half is recorded (from then on both are accepted), the first key is removed from the machine,
 /// the new one is seen from outside, and the seed is blanked. Safe to repeat from any point.
-pub(super) async fn settle(forge: &Forge, driver: &dyn Driver, record: &Record, open: &Connection) -> Result<Record> {
+pub(super) async fn settle(
+    forge: &Forge,
+    driver: &dyn Driver,
+    record: &Record,
+    open: &Connection,
+) -> Result<Record> {
     let mut record = record.clone();
     forge.events.step("first contact", "", None).await;
     let own = first_contact::make_own_key(&*open.guest, forge.patience).await?;
@@ -42,7 +47,14 @@ pub(super) async fn settle(forge: &Forge, driver: &dyn Driver, record: &Record, 
 async fn confirm(forge: &Forge, record: &Record, own: &str) -> Result<()> {
     let access = forge.access(record)?;
     let deadline = Instant::now() + CONFIRM;
-    forge.events.step("first contact", "the machine's own host key", Some(deadline)).await;
+    forge
+        .events
+        .step(
+            "first contact",
+            "the machine's own host key",
+            Some(deadline),
+        )
+        .await;
     loop {
         let error = match access.presented_key(record, LOOK).await {
             Ok(shown) if shown == own => return Ok(()),
@@ -52,7 +64,10 @@ async fn confirm(forge: &Forge, record: &Record, own: &str) -> Result<()> {
         if Instant::now() >= deadline {
             return Err(Error::new(
                 Kind::Timeout,
-                format!("machine `{}` does not show the host key that it made", record.name),
+                format!(
+                    "machine `{}` does not show the host key that it made",
+                    record.name
+                ),
             )
             .because(error)
             .hint("run the same command again: it goes on from here"));

@@ -43,18 +43,28 @@ pub async fn stop(forge: &Forge, record: &Record) -> Result<bool> {
         _ => {}
     }
     let deadline = Instant::now() + forge.patience;
-    forge.events.step("shutting down", "the guest's shutdown", Some(deadline)).await;
+    forge
+        .events
+        .step("shutting down", "the guest's shutdown", Some(deadline))
+        .await;
     driver.set_power(record.claim, Power::Shutdown).await?;
     let mut asked = Instant::now();
     loop {
-        if matches!(state(&*driver, record).await?, State::Stopped | State::Absent) {
+        if matches!(
+            state(&*driver, record).await?,
+            State::Stopped | State::Absent
+        ) {
             forge.events.finished("stopped", true).await;
             return Ok(true);
         }
         if Instant::now() >= deadline {
             return Err(Error::new(
                 Kind::Timeout,
-                format!("machine `{}` did not shut down within {} s", record.name, forge.patience.as_secs()),
+                format!(
+                    "machine `{}` did not shut down within {} s",
+                    record.name,
+                    forge.patience.as_secs()
+                ),
             )
             .hint(format!(
                 "`forge logs {0}` shows what it is doing; `forge kill {0}` switches it off at once",
@@ -98,7 +108,10 @@ async fn wait_stopped(driver: &dyn Driver, record: &Record) -> Result<()> {
         if Instant::now() >= deadline {
             return Err(Error::new(
                 Kind::Timeout,
-                format!("machine `{}` is still there 20 s after it was switched off", record.name),
+                format!(
+                    "machine `{}` is still there 20 s after it was switched off",
+                    record.name
+                ),
             ));
         }
         sleep(POLL).await;
@@ -112,10 +125,14 @@ async fn wait_stopped(driver: &dyn Driver, record: &Record) -> Result<()> {
 /// [`Kind::Unavailable`] with the command that goes on.
 pub fn whole(record: &Record) -> Result<()> {
     if record.leaving {
-        return Err(
-            Error::new(Kind::Conflict, format!("the removal of machine `{}` has begun and did not end", record.name))
-                .hint(format!("`forge rm {}` goes on with it", record.name)),
-        );
+        return Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "the removal of machine `{}` has begun and did not end",
+                record.name
+            ),
+        )
+        .hint(format!("`forge rm {}` goes on with it", record.name)));
     }
     if record.stage == Stage::Ready {
         return Ok(());
@@ -126,13 +143,23 @@ pub fn whole(record: &Record) -> Result<()> {
     };
     Err(Error::new(
         Kind::Unavailable,
-        format!("the creation of machine `{}` did not end: it is {}", record.name, record.stage),
+        format!(
+            "the creation of machine `{}` did not end: it is {}",
+            record.name, record.stage
+        ),
     )
-    .hint(format!("`{again}` goes on with it; `forge rm {}` removes it", record.name)))
+    .hint(format!(
+        "`{again}` goes on with it; `forge rm {}` removes it",
+        record.name
+    )))
 }
 
 fn absent(record: &Record) -> Error {
-    Error::new(Kind::NotFound, format!("the virtual machine of `{}` is gone", record.name)).hint(format!(
+    Error::new(
+        Kind::NotFound,
+        format!("the virtual machine of `{}` is gone", record.name),
+    )
+    .hint(format!(
         "it was deleted behind forge's back: `forge rm {}` removes the rest",
         record.name
     ))

@@ -33,7 +33,12 @@ pub struct Provisioned {
 ///
 /// # Errors
 /// The step that failed with the end of its output, or why the engine does not answer.
-pub async fn apply(forge: &Forge, record: Record, open: &Connection, peers: &[IpAddr]) -> Result<Provisioned> {
+pub async fn apply(
+    forge: &Forge,
+    record: Record,
+    open: &Connection,
+    peers: &[IpAddr],
+) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
     let (mut record, server) = certificate(forge, record, &authority)?;
     forge.events.step("provisioning", "", None).await;
@@ -42,7 +47,10 @@ pub async fn apply(forge: &Forge, record: Record, open: &Connection, peers: &[Ip
     let events = forge.events.clone();
     let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
         if step.status != Status::Ok && step.status != Status::Skipped {
-            events.result(&format!("{}: {}", step.playbook, step.step), &step.status.to_string());
+            events.result(
+                &format!("{}: {}", step.playbook, step.step),
+                &step.status.to_string(),
+            );
         }
     })
     .await?;
@@ -65,13 +73,19 @@ pub async fn apply(forge: &Forge, record: Record, open: &Connection, peers: &[Ip
 ///
 /// # Errors
 /// The last reason why it did not.
-pub async fn prove(forge: &Forge, record: &Record, authority: &Authority) -> Result<engine::Version> {
+pub async fn prove(
+    forge: &Forge,
+    record: &Record,
+    authority: &Authority,
+) -> Result<engine::Version> {
     let access = forge.access(record)?;
     let address = record.endpoints()?.engine;
     let name = server_name(&record.name, address.ip());
     let deadline = Instant::now() + ENGINE_WAIT.min(forge.patience);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_secs(1));
         let answer = match access.engine(record, left).await {
             Ok(stream) => engine::version(stream, &name, authority, left).await,
             Err(error) => Err(error),
@@ -80,11 +94,21 @@ pub async fn prove(forge: &Forge, record: &Record, authority: &Authority) -> Res
             Ok(version) => return Ok(version),
             Err(error) if Instant::now() >= deadline => {
                 return Err(error
-                    .context(format!("the engine of machine `{}` does not answer at {address}", record.name))
+                    .context(format!(
+                        "the engine of machine `{}` does not answer at {address}",
+                        record.name
+                    ))
                     .hint(format!("`forge logs {}` shows what it says", record.name)));
             }
             Err(error) => {
-                forge.events.step("provisioning", "an engine that answers over TLS", Some(deadline)).await;
+                forge
+                    .events
+                    .step(
+                        "provisioning",
+                        "an engine that answers over TLS",
+                        Some(deadline),
+                    )
+                    .await;
                 forge.events.trouble(&error).await;
             }
         }
@@ -94,7 +118,11 @@ pub async fn prove(forge: &Forge, record: &Record, authority: &Authority) -> Res
 
 /// The server certificate and key of a machine: what lies beside the record when it still serves, else
 /// new ones. Also puts the client's files there, for `DOCKER_CERT_PATH`.
-fn certificate(forge: &Forge, mut record: Record, authority: &Authority) -> Result<(Record, (String, Secret))> {
+fn certificate(
+    forge: &Forge,
+    mut record: Record,
+    authority: &Authority,
+) -> Result<(Record, (String, Secret))> {
     let folder = forge.store.machine_dir(&record.name);
     for (name, text, mode) in [
         ("ca.pem", authority.ca.as_str(), 0o644),
@@ -105,13 +133,15 @@ fn certificate(forge: &Forge, mut record: Record, authority: &Authority) -> Resu
     }
     let names = record.certificate_names()?;
     let paths = (folder.join("server.pem"), folder.join("server-key.pem"));
-    let renew = Timestamp::now().saturating_add((RENEW_DAYS * 24).hours()).unwrap_or(Timestamp::MAX);
-    let serves = record
-        .tls
-        .as_ref()
-        .is_some_and(|tls| tls.names == names && tls.authority == authority.fingerprint() && tls.expires > renew);
+    let renew = Timestamp::now()
+        .saturating_add((RENEW_DAYS * 24).hours())
+        .unwrap_or(Timestamp::MAX);
+    let serves = record.tls.as_ref().is_some_and(|tls| {
+        tls.names == names && tls.authority == authority.fingerprint() && tls.expires > renew
+    });
     if serves
-        && let (Ok(certificate), Ok(key)) = (fs::read_to_string(&paths.0), fs::read_to_string(&paths.1))
+        && let (Ok(certificate), Ok(key)) =
+            (fs::read_to_string(&paths.0), fs::read_to_string(&paths.1))
     {
         let key = Secret::new(key);
         if ca::belong_together(&certificate, &key)? {
@@ -144,7 +174,13 @@ fn job(
 ) -> Result<playbook::Job> {
     let mut others: Vec<String> = peers
         .iter()
-        .filter(|peer| Some(**peer) != record.endpoints().ok().and_then(|endpoints| endpoints.cluster))
+        .filter(|peer| {
+            Some(**peer)
+                != record
+                    .endpoints()
+                    .ok()
+                    .and_then(|endpoints| endpoints.cluster)
+        })
         .map(ToString::to_string)
         .collect();
     others.sort();
@@ -160,7 +196,11 @@ fn job(
         .with("certificate", &server.0);
     let secrets = Secrets::new().with("server_key", Secret::new(server.1.expose()));
     playbook::compile(
-        &[(&kernel, &nothing), (&firewall, &firewall_vars), (&docker, &docker_vars)],
+        &[
+            (&kernel, &nothing),
+            (&firewall, &firewall_vars),
+            (&docker, &docker_vars),
+        ],
         &secrets,
         dry_run,
     )

@@ -14,14 +14,22 @@ use crate::store::lock::{Guarded, acquire};
 /// When the words are not a port, or the machine is not reached through ports of the host.
 pub(super) fn forward(words: &str, placement: &Placement, taken: &Taken) -> Result<Forward> {
     let Some(ssh) = placement.ssh else {
-        return Err(Error::new(Kind::Usage, "this machine has an address of its own: its ports need not be published"));
+        return Err(Error::new(
+            Kind::Usage,
+            "this machine has an address of its own: its ports need not be published",
+        ));
     };
-    let host = placement.loopback.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4);
+    let host = placement
+        .loopback
+        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4);
     let forward = addresses::publish(words, host, taken, ssh.host.port() != SSH_PORT)?;
     if [SSH_PORT, ENGINE_PORT].contains(&forward.guest) {
         return Err(Error::new(
             Kind::Usage,
-            format!("port {} of every machine is reachable already", forward.guest),
+            format!(
+                "port {} of every machine is reachable already",
+                forward.guest
+            ),
         )
         .hint("`forge ip` and `forge url` show where"));
     }
@@ -33,8 +41,18 @@ pub(super) fn forward(words: &str, placement: &Placement, taken: &Taken) -> Resu
 ///
 /// # Errors
 /// [`Kind::Conflict`] when a port is taken, naming its owner: nothing is recorded then.
-pub async fn publish(forge: &Forge, record: &Record, words: &[String]) -> Result<(Record, Vec<Forward>)> {
-    let _lock = acquire(&forge.store, &Guarded::Addresses, forge.patience, &forge.events).await?;
+pub async fn publish(
+    forge: &Forge,
+    record: &Record,
+    words: &[String],
+) -> Result<(Record, Vec<Forward>)> {
+    let _lock = acquire(
+        &forge.store,
+        &Guarded::Addresses,
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
     let mut taken = record::taken(&forge.store)?;
     let mut next = record.clone();
     let mut shown = Vec::new();
@@ -66,7 +84,8 @@ pub async fn publish(forge: &Forge, record: &Record, words: &[String]) -> Result
 /// When the provider cannot be asked.
 pub async fn withdraw(forge: &Forge, record: &Record, ports: &[u16]) -> Result<Record> {
     let mut next = record.clone();
-    next.published.retain(|forward| !ports.contains(&forward.guest));
+    next.published
+        .retain(|forward| !ports.contains(&forward.guest));
     apply(forge, record, next).await
 }
 
@@ -78,7 +97,10 @@ async fn apply(forge: &Forge, before: &Record, next: Record) -> Result<Record> {
     next.save(&forge.store)?;
     if let Err(error) = driver.forward(next.claim, &next.published).await {
         before.save(&forge.store)?;
-        return Err(error.context(format!("failed to publish ports of machine `{}`", next.name)));
+        return Err(error.context(format!(
+            "failed to publish ports of machine `{}`",
+            next.name
+        )));
     }
     Ok(next)
 }

@@ -89,7 +89,11 @@ pub struct SshAccess {
 impl SshAccess {
     /// The host keys that are accepted now.
     pub fn accepted(&self) -> Vec<String> {
-        self.own_host_key.iter().chain(&self.first_host_key).cloned().collect()
+        self.own_host_key
+            .iter()
+            .chain(&self.first_host_key)
+            .cloned()
+            .collect()
     }
 }
 
@@ -181,7 +185,10 @@ impl Record {
             }),
             _ => Err(Error::new(
                 Kind::Unavailable,
-                format!("machine `{}` has no address yet: it is {}", self.name, self.stage),
+                format!(
+                    "machine `{}` has no address yet: it is {}",
+                    self.name, self.stage
+                ),
             )
             .hint(format!("`forge create {}` goes on with it", self.name))),
         }
@@ -217,10 +224,17 @@ pub fn taken(store: &Store) -> Result<Taken> {
     for (_, record) in Record::all(store)? {
         let Ok(record) = record else { continue };
         taken.loopback.extend(record.placement.loopback);
-        taken.internal.extend(record.placement.nic.as_ref().map(|nic| nic.address));
         taken
-            .ports
-            .extend(record.placement.forwards().iter().chain(&record.published).map(|forward| forward.host));
+            .internal
+            .extend(record.placement.nic.as_ref().map(|nic| nic.address));
+        taken.ports.extend(
+            record
+                .placement
+                .forwards()
+                .iter()
+                .chain(&record.published)
+                .map(|forward| forward.host),
+        );
     }
     Ok(taken)
 }
@@ -237,7 +251,9 @@ pub fn valid_name(name: &str) -> bool {
         && edge(name.chars().next())
         && edge(name.chars().last())
         && !name.contains("..")
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
 }
 
 /// Refuses a name that cannot be a machine's.
@@ -263,7 +279,9 @@ mod tests {
             check_name(good).expect(good);
         }
         let long = "a".repeat(64);
-        for bad in ["", "-a", "a-", ".a", "a.", "a..b", "a b", "a/b", "../x", "ä", "a_b", &long] {
+        for bad in [
+            "", "-a", "a-", ".a", "a.", "a..b", "a b", "a/b", "../x", "ä", "a_b", &long,
+        ] {
             assert_eq!(check_name(bad).expect_err(bad).kind(), Kind::Usage, "{bad}");
         }
     }

@@ -13,7 +13,12 @@ pub(super) const FIRST_HOST_KEY: &str = "first_host_key";
 
 /// Renders the seed: user, authorised key, the host key for the first contact, addresses by hardware
 /// address.
-pub(super) fn render(assets: &Assets, record: &Record, authorized_key: &str, first_host_key: &KeyPair) -> Result<Seed> {
+pub(super) fn render(
+    assets: &Assets,
+    record: &Record,
+    authorized_key: &str,
+    first_host_key: &KeyPair,
+) -> Result<Seed> {
     let mut nics = vec![json!({
         "mac": record.placement.outer_mac,
         "dhcp": true,
@@ -35,8 +40,9 @@ pub(super) fn render(assets: &Assets, record: &Record, authorized_key: &str, fir
         "instance_id": record.claim,
         "nics": nics,
     });
-    let context = tera::Context::from_value(values)
-        .map_err(|error| Error::new(Kind::Invalid, "the values of the seed are malformed").because(error))?;
+    let context = tera::Context::from_value(values).map_err(|error| {
+        Error::new(Kind::Invalid, "the values of the seed are malformed").because(error)
+    })?;
     let part = |name: &str| -> Result<String> {
         let path = format!("templates/seed/{name}.tera");
         // Not escaped: the documents are YAML, and every value is checked to be one word or a key.

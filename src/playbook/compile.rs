@@ -53,7 +53,9 @@ impl Job {
     /// The playbook and name of each step, in order: the one that runs is the one after the last that
     /// was reported.
     pub fn steps(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.steps.iter().map(|step| (step.playbook.as_str(), step.name.as_str()))
+        self.steps
+            .iter()
+            .map(|step| (step.playbook.as_str(), step.name.as_str()))
     }
 
     /// The script, with secrets in it: for tests of what it costs and does.
@@ -153,19 +155,29 @@ impl Script<'_> {
         let mut assignments = String::new();
         for name in &playbook.secrets {
             let secret = self.secrets.get(name).ok_or_else(|| {
-                Error::new(Kind::Invalid, format!("playbook `{}` needs the secret `{name}`", playbook.name))
+                Error::new(
+                    Kind::Invalid,
+                    format!("playbook `{}` needs the secret `{name}`", playbook.name),
+                )
             })?;
             let _ = writeln!(assignments, "secret_{name}={}", force(secret.expose()));
             self.used.0.insert(name.clone(), secret.clone());
         }
-        let _ = writeln!(self.body, "forge_secrets={}\neval \"$forge_secrets\"", force(&assignments));
+        let _ = writeln!(
+            self.body,
+            "forge_secrets={}\neval \"$forge_secrets\"",
+            force(&assignments)
+        );
         for step in &playbook.steps {
             self.step(playbook, step, &mut renderer)
                 .map_err(|error| match error {
                     Wrong::Error(error) => error,
                     Wrong::Step(why) => Error::new(
                         Kind::Invalid,
-                        format!("step `{}` of playbook `{}` cannot be compiled", step.name, playbook.name),
+                        format!(
+                            "step `{}` of playbook `{}` cannot be compiled",
+                            step.name, playbook.name
+                        ),
                     )
                     .because(why),
                 })?;
@@ -173,7 +185,12 @@ impl Script<'_> {
         Ok(())
     }
 
-    fn step(&mut self, playbook: &Playbook, step: &Step, renderer: &mut Renderer<'_>) -> Result<(), Wrong> {
+    fn step(
+        &mut self,
+        playbook: &Playbook,
+        step: &Step,
+        renderer: &mut Renderer<'_>,
+    ) -> Result<(), Wrong> {
         let _ = writeln!(self.body, "forge_begin {}", self.steps.len());
         let mut set = |name: &str, value: &str| {
             let _ = writeln!(self.body, "forge_{name}={}", force(value));
@@ -216,7 +233,10 @@ impl Script<'_> {
                 let content = match (&file.content, &file.template, &file.secret) {
                     (Some(text), ..) => renderer.render(&step.name, text)?,
                     (_, Some(template), _) => {
-                        let text = playbook.templates.get(template).ok_or("its template was not read")?;
+                        let text = playbook
+                            .templates
+                            .get(template)
+                            .ok_or("its template was not read")?;
                         renderer.render(&step.name, text)?
                     }
                     (.., secret) => secret
@@ -234,7 +254,14 @@ impl Script<'_> {
                 set("path", &path);
                 set("owner", &owner);
                 set("mode", &format!("{mode:o}"));
-                set("umask", &if plain { format!("{:03o}", 0o666 & !mode) } else { "077".to_owned() });
+                set(
+                    "umask",
+                    &if plain {
+                        format!("{:03o}", 0o666 & !mode)
+                    } else {
+                        "077".to_owned()
+                    },
+                );
                 set("chmod", if plain { "" } else { "1" });
                 set("sum", &hex(&Sha256::digest(content.as_bytes())));
                 set("content", &content);
@@ -267,7 +294,11 @@ impl Script<'_> {
     /// Notes a path for the one look at all files.
     fn remember(&mut self, path: &str, file: bool) -> Result<(), Wrong> {
         let sane = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./@:+".contains(&byte);
-        if !path.starts_with('/') || path.ends_with('/') || !path.bytes().all(sane) || path.split('/').any(|part| part == "..") {
+        if !path.starts_with('/')
+            || path.ends_with('/')
+            || !path.bytes().all(sane)
+            || path.split('/').any(|part| part == "..")
+        {
             return Err(format!("`{path}` is not an absolute path of plain characters").into());
         }
         if self.paths.iter().any(|known| known == path) {
@@ -309,7 +340,13 @@ impl From<&str> for Wrong {
 fn due(playbook: &Playbook, step: &Step) -> String {
     let plain = |text: &str| -> String {
         text.chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
             .collect()
     };
     format!("{}.{}", plain(&playbook.name), plain(&step.name))

@@ -101,7 +101,12 @@ pub fn load(assets: &Assets, name: &str) -> Result<Playbook> {
         if let Some(template) = step.file.as_ref().and_then(|file| file.template.as_ref()) {
             let text = assets
                 .read(&format!("templates/{template}"))
-                .map_err(|error| error.context(format!("failed to read step `{}` of playbook `{name}`", step.name)))?;
+                .map_err(|error| {
+                    error.context(format!(
+                        "failed to read step `{}` of playbook `{name}`",
+                        step.name
+                    ))
+                })?;
             playbook.templates.insert(template.clone(), text);
         }
     }
@@ -111,7 +116,8 @@ pub fn load(assets: &Assets, name: &str) -> Result<Playbook> {
 /// Reads a playbook from its text.
 pub(super) fn parse(name: &str, text: &str) -> Result<Playbook> {
     let document: Document = serde_saphyr::from_str(text).map_err(|error| {
-        Error::new(Kind::Invalid, format!("failed to read playbook `{name}`")).because(error.to_string())
+        Error::new(Kind::Invalid, format!("failed to read playbook `{name}`"))
+            .because(error.to_string())
     })?;
     let playbook = Playbook {
         name: name.to_owned(),
@@ -123,25 +129,42 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Playbook> {
     };
     for (index, step) in playbook.steps.iter().enumerate() {
         consistent(&playbook, index).map_err(|why| {
-            Error::new(Kind::Invalid, format!("step `{}` of playbook `{name}` makes no sense", step.name)).because(why)
+            Error::new(
+                Kind::Invalid,
+                format!("step `{}` of playbook `{name}` makes no sense", step.name),
+            )
+            .because(why)
         })?;
     }
     for unit in &playbook.units {
-        if unit.is_empty() || !unit.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"@._-".contains(&byte)) {
-            return Err(Error::new(Kind::Invalid, format!("`{unit}` in playbook `{name}` is not the name of a unit")));
+        if unit.is_empty()
+            || !unit
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"@._-".contains(&byte))
+        {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("`{unit}` in playbook `{name}` is not the name of a unit"),
+            ));
         }
     }
     for secret in &playbook.secrets {
         if !identifier(secret) {
-            return Err(Error::new(Kind::Invalid, format!("`{secret}` in playbook `{name}` is not a name for a secret"))
-                .hint("use lower-case letters, digits and `_`"));
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("`{secret}` in playbook `{name}` is not a name for a secret"),
+            )
+            .hint("use lower-case letters, digits and `_`"));
         }
     }
     Ok(playbook)
 }
 
 fn identifier(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn consistent(playbook: &Playbook, index: usize) -> Result<(), String> {
@@ -149,7 +172,10 @@ fn consistent(playbook: &Playbook, index: usize) -> Result<(), String> {
     if step.name.trim().is_empty() || step.name.contains('\n') {
         return Err("it needs a name of one line".to_owned());
     }
-    if playbook.steps[..index].iter().any(|other| other.name == step.name) {
+    if playbook.steps[..index]
+        .iter()
+        .any(|other| other.name == step.name)
+    {
         return Err("an earlier step has the same name".to_owned());
     }
     let kinds = [
@@ -159,17 +185,28 @@ fn consistent(playbook: &Playbook, index: usize) -> Result<(), String> {
         step.directory.is_some(),
     ];
     if kinds.iter().filter(|kind| **kind).count() != 1 {
-        return Err("it has to be exactly one of `check`/`apply`, `read`, `file` and `directory`".to_owned());
+        return Err(
+            "it has to be exactly one of `check`/`apply`, `read`, `file` and `directory`"
+                .to_owned(),
+        );
     }
     if step.apply.is_some() && step.check.is_none() && step.on_change_of.is_empty() {
-        return Err("`apply` needs a `check` or `on_change_of`, or it would change something in every run".to_owned());
+        return Err(
+            "`apply` needs a `check` or `on_change_of`, or it would change something in every run"
+                .to_owned(),
+        );
     }
     if !step.on_change_of.is_empty() && step.apply.is_none() {
         return Err("`on_change_of` needs an `apply`".to_owned());
     }
     for name in &step.on_change_of {
-        if !playbook.steps[..index].iter().any(|other| &other.name == name) {
-            return Err(format!("`on_change_of` names `{name}`, which is no earlier step"));
+        if !playbook.steps[..index]
+            .iter()
+            .any(|other| &other.name == name)
+        {
+            return Err(format!(
+                "`on_change_of` names `{name}`, which is no earlier step"
+            ));
         }
     }
     if let Some(file) = &step.file {

@@ -24,7 +24,11 @@ fn words(value: &Value) -> tera::Result<String> {
         Value::String(text) => Ok(quote(text)),
         Value::Number(number) => Ok(quote(&number.to_string())),
         Value::Bool(truth) => Ok(truth.to_string()),
-        Value::Array(items) => items.iter().map(words).collect::<tera::Result<Vec<_>>>().map(|words| words.join(" ")),
+        Value::Array(items) => items
+            .iter()
+            .map(words)
+            .collect::<tera::Result<Vec<_>>>()
+            .map(|words| words.join(" ")),
         Value::Null => Err(tera::Error::msg("null is no word of the shell")),
         Value::Object(_) => Err(tera::Error::msg("a map is no word of the shell")),
     }
@@ -47,14 +51,24 @@ pub(super) struct Renderer<'a> {
 
 impl<'a> Renderer<'a> {
     pub(super) fn new(playbook: &'a Playbook, vars: &Vars) -> Result<Self> {
-        if let Some(unknown) = vars.0.keys().find(|name| !playbook.vars.contains_key(*name)) {
-            return Err(Error::new(Kind::Invalid, format!("playbook `{}` has no variable `{unknown}`", playbook.name)));
+        if let Some(unknown) = vars
+            .0
+            .keys()
+            .find(|name| !playbook.vars.contains_key(*name))
+        {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("playbook `{}` has no variable `{unknown}`", playbook.name),
+            ));
         }
         let mut context = Context::new();
         for (name, default) in &playbook.vars {
             match vars.0.get(name).unwrap_or(default) {
                 Value::Null => {
-                    return Err(Error::new(Kind::Invalid, format!("playbook `{}` needs the variable `{name}`", playbook.name)));
+                    return Err(Error::new(
+                        Kind::Invalid,
+                        format!("playbook `{}` needs the variable `{name}`", playbook.name),
+                    ));
                 }
                 value => context.insert(name, value),
             }
@@ -63,7 +77,11 @@ impl<'a> Renderer<'a> {
         tera.autoescape_on(Vec::new());
         tera.register_filter("sh", sh);
         tera.register_filter("json", json);
-        Ok(Self { playbook, tera, context })
+        Ok(Self {
+            playbook,
+            tera,
+            context,
+        })
     }
 
     /// The text with its variables filled in; `step` is for the error.
@@ -74,7 +92,10 @@ impl<'a> Renderer<'a> {
         self.tera.render_str(text, &self.context).map_err(|error| {
             Error::new(
                 Kind::Invalid,
-                format!("failed to render step `{step}` of playbook `{}`", self.playbook.name),
+                format!(
+                    "failed to render step `{step}` of playbook `{}`",
+                    self.playbook.name
+                ),
             )
             .because(reason(&error))
         })
@@ -89,5 +110,6 @@ fn reason(error: &tera::Error) -> String {
         text = cause.to_string();
         next = cause.source();
     }
-    text.replace(" while rendering '__tera_one_off'", "").replace("'__tera_one_off'", "the text")
+    text.replace(" while rendering '__tera_one_off'", "")
+        .replace("'__tera_one_off'", "the text")
 }

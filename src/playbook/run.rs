@@ -20,7 +20,10 @@ const SHOWN: usize = 15;
 /// The command that takes a script from its standard input and runs it as root: with `sudo` only where
 /// that is needed. The script is in no argument; `timeout` ends it even when this side is gone.
 fn command(deadline: Duration) -> String {
-    let run = format!("timeout -k 5 {} sh -c 'eval \"$(cat)\"'", deadline.as_secs().max(1));
+    let run = format!(
+        "timeout -k 5 {} sh -c 'eval \"$(cat)\"'",
+        deadline.as_secs().max(1)
+    );
     format!("if [ -w / ]; then exec {run}; else exec sudo -n {run}; fi")
 }
 
@@ -38,7 +41,12 @@ pub async fn run(
     let mut reader = Reader::new(job, on_step);
     let mut sink = |bytes: &[u8]| reader.take(bytes);
     let outcome = guest
-        .stream(&command(deadline), job.script.as_bytes(), deadline, &mut sink)
+        .stream(
+            &command(deadline),
+            job.script.as_bytes(),
+            deadline,
+            &mut sink,
+        )
         .await;
     reader.finish(outcome)
 }
@@ -80,7 +88,10 @@ impl<'a> Reader<'a> {
 
     /// Notes a text that must not be shown, and its lines: commands may print it indented or in part.
     fn learn(&mut self, secret: &str) {
-        let parts = secret.lines().map(str::trim).filter(|line| line.len() >= 6 && !line.starts_with("-----"));
+        let parts = secret
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.len() >= 6 && !line.starts_with("-----"));
         for part in std::iter::once(secret.trim()).chain(parts) {
             if !part.is_empty() {
                 self.known.push(part.to_owned());
@@ -130,7 +141,8 @@ impl<'a> Reader<'a> {
             self.keep(line);
             return;
         };
-        let frame = String::from_utf8_lossy(frame.strip_suffix(b"\n").unwrap_or(frame)).into_owned();
+        let frame =
+            String::from_utf8_lossy(frame.strip_suffix(b"\n").unwrap_or(frame)).into_owned();
         // A frame is preceded by a line feed of its own.
         if self.output.last() == Some(&b'\n') {
             self.output.pop();
@@ -176,7 +188,9 @@ impl<'a> Reader<'a> {
             _ => Status::Failed,
         };
         let reason = words.next().unwrap_or_default();
-        let Some(step) = index.and_then(|index| self.job.steps.get(index)) else { return };
+        let Some(step) = index.and_then(|index| self.job.steps.get(index)) else {
+            return;
+        };
         let mut undeclared = None;
         for (name, value) in std::mem::take(&mut self.values) {
             match step.outputs.get(&name) {
@@ -200,7 +214,10 @@ impl<'a> Reader<'a> {
         if status == Status::Failed {
             self.failure = Some(failure(&result, &why(reason, step.deadline)));
         } else if let Some(name) = undeclared {
-            self.failure = Some(failure(&result, &format!("it returned `{name}`, which is not declared")));
+            self.failure = Some(failure(
+                &result,
+                &format!("it returned `{name}`, which is not declared"),
+            ));
         }
         (self.on_step)(&result);
         self.report.steps.push(result);
@@ -222,19 +239,34 @@ impl<'a> Reader<'a> {
         self.keep(&line);
         let printed = process::tail(&self.masked(&self.output), SHOWN);
         match outcome {
-            Ok(_) if self.done && self.report.steps.len() == self.job.steps.len() => Ok(self.report),
+            Ok(_) if self.done && self.report.steps.len() == self.job.steps.len() => {
+                Ok(self.report)
+            }
             Ok(output) if !self.greeted => {
                 let stderr = process::tail(&self.masked(&output.stderr), SHOWN);
-                let said = [printed, stderr].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
-                let said = if said.is_empty() { format!("the shell ended with status {}", output.status) } else { said };
+                let said = [printed, stderr]
+                    .into_iter()
+                    .filter(|text| !text.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                let said = if said.is_empty() {
+                    format!("the shell ended with status {}", output.status)
+                } else {
+                    said
+                };
                 Err(Error::new(Kind::Failed, "failed to start the playbooks").because(said).hint(
                     "the user needs a POSIX shell, `timeout`, and root rights or `sudo` without a password",
                 ))
             }
             Ok(output) => {
-                let kind = if matches!(output.status, 124 | 137 | 143) { Kind::Timeout } else { Kind::Failed };
+                let kind = if matches!(output.status, 124 | 137 | 143) {
+                    Kind::Timeout
+                } else {
+                    Kind::Failed
+                };
                 let why = format!("the shell ended with status {}", output.status);
-                Err(Error::new(kind, format!("{} did not end", self.running())).because(join(&why, &printed)))
+                Err(Error::new(kind, format!("{} did not end", self.running()))
+                    .because(join(&why, &printed)))
             }
             Err(error) => {
                 let message = format!("{} did not end", self.running());
@@ -253,13 +285,20 @@ fn failure(result: &StepResult, why: &str) -> Error {
     let shown = process::tail(&result.output, SHOWN);
     Error::new(
         Kind::Failed,
-        format!("step `{}` of playbook `{}` failed", result.step, result.playbook),
+        format!(
+            "step `{}` of playbook `{}` failed",
+            result.step, result.playbook
+        ),
     )
     .because(join(why, &shown))
 }
 
 fn join(why: &str, shown: &str) -> String {
-    if shown.is_empty() { why.to_owned() } else { format!("{why}\n{shown}") }
+    if shown.is_empty() {
+        why.to_owned()
+    } else {
+        format!("{why}\n{shown}")
+    }
 }
 
 fn why(reason: &str, deadline: u32) -> String {

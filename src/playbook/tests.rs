@@ -14,6 +14,8 @@ use super::parse::parse;
 use super::*;
 use crate::remote::testing::{Shell, user};
 
+mod texts;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Lab {
@@ -56,10 +58,21 @@ impl Lab {
     fn job(&self, yaml: &str, secrets: &Secrets, dry_run: bool) -> Job {
         let yaml = format!("vars: {{dir: , owner: }}\n{yaml}");
         let playbook = parse("lab", &yaml).expect("parses");
-        compile_with(&[(&playbook, &self.vars())], secrets, dry_run, &self.path("state")).expect("compiles")
+        compile_with(
+            &[(&playbook, &self.vars())],
+            secrets,
+            dry_run,
+            &self.path("state"),
+        )
+        .expect("compiles")
     }
 
-    async fn run_with(&self, yaml: &str, secrets: &Secrets, dry_run: bool) -> Result<Report, Error> {
+    async fn run_with(
+        &self,
+        yaml: &str,
+        secrets: &Secrets,
+        dry_run: bool,
+    ) -> Result<Report, Error> {
         let job = self.job(yaml, secrets, dry_run);
         let seen = Mutex::new(Vec::new());
         let result = run(&self.shell, &job, DEADLINE, &|step| {
@@ -68,7 +81,11 @@ impl Lab {
         .await;
         if let Ok(report) = &result {
             let steps: Vec<String> = report.steps.iter().map(|step| step.step.clone()).collect();
-            assert_eq!(*seen.lock().expect("lock"), steps, "every step is reported as it ends");
+            assert_eq!(
+                *seen.lock().expect("lock"),
+                steps,
+                "every step is reported as it ends"
+            );
         }
         result
     }
@@ -123,26 +140,53 @@ steps:
 "#;
 
 fn book_secrets() -> Secrets {
-    Secrets::new().with("key", "-----BEGIN KEY-----\nabcdefgh12345\n-----END KEY-----\n")
+    Secrets::new().with(
+        "key",
+        "-----BEGIN KEY-----\nabcdefgh12345\n-----END KEY-----\n",
+    )
 }
 
 #[tokio::test]
 async fn the_second_run_finds_everything_as_wished() {
     for lab in Lab::each() {
-        let report = lab.run_with(BOOK, &book_secrets(), false).await.expect("first");
+        let report = lab
+            .run_with(BOOK, &book_secrets(), false)
+            .await
+            .expect("first");
         use Status::{Changed, Ok as Fine, Skipped};
-        assert_eq!(statuses(&report), [Changed, Changed, Changed, Changed, Changed, Skipped]);
+        assert_eq!(
+            statuses(&report),
+            [Changed, Changed, Changed, Changed, Changed, Skipped]
+        );
         assert_eq!(report.changed(), 5);
         assert_eq!(report.steps[3].output, "made");
         assert_eq!(lab.read("etc/conf"), "a 'b' $c `d` \\ %s\n\n");
-        assert_eq!(lab.read("etc/tls/key"), book_secrets().get("key").expect("key").expose());
-        let mode = |name: &str| fs::metadata(lab.path(name)).expect("stat").permissions().mode() & 0o777;
-        assert_eq!((mode("etc/tls"), mode("etc/conf"), mode("etc/tls/key")), (0o700, 0o644, 0o600));
+        assert_eq!(
+            lab.read("etc/tls/key"),
+            book_secrets().get("key").expect("key").expose()
+        );
+        let mode = |name: &str| {
+            fs::metadata(lab.path(name))
+                .expect("stat")
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(
+            (mode("etc/tls"), mode("etc/conf"), mode("etc/tls/key")),
+            (0o700, 0o644, 0o600)
+        );
 
-        let report = lab.run_with(BOOK, &book_secrets(), false).await.expect("second");
+        let report = lab
+            .run_with(BOOK, &book_secrets(), false)
+            .await
+            .expect("second");
         assert_eq!(statuses(&report), [Fine, Fine, Fine, Fine, Fine, Skipped]);
         assert_eq!(lab.read("restarts"), "x\n");
-        let left: Vec<_> = fs::read_dir(lab.path("etc")).expect("list").map(|entry| entry.expect("entry").file_name()).collect();
+        let left: Vec<_> = fs::read_dir(lab.path("etc"))
+            .expect("list")
+            .map(|entry| entry.expect("entry").file_name())
+            .collect();
         assert_eq!(left.len(), 2, "no temporary file stays: {left:?}");
     }
 }
@@ -150,10 +194,16 @@ async fn the_second_run_finds_everything_as_wished() {
 #[tokio::test]
 async fn what_was_changed_by_hand_is_put_right() {
     for lab in Lab::each() {
-        lab.run_with(BOOK, &book_secrets(), false).await.expect("first");
-        fs::set_permissions(lab.path("etc/tls/key"), fs::Permissions::from_mode(0o644)).expect("chmod");
+        lab.run_with(BOOK, &book_secrets(), false)
+            .await
+            .expect("first");
+        fs::set_permissions(lab.path("etc/tls/key"), fs::Permissions::from_mode(0o644))
+            .expect("chmod");
         fs::write(lab.path("etc/conf"), "other").expect("write");
-        let report = lab.run_with(BOOK, &book_secrets(), false).await.expect("again");
+        let report = lab
+            .run_with(BOOK, &book_secrets(), false)
+            .await
+            .expect("again");
         assert_eq!(report.changed(), 3, "{:?}", report.steps);
         assert_eq!(lab.read("restarts"), "x\nx\n");
     }
@@ -163,20 +213,52 @@ async fn what_was_changed_by_hand_is_put_right() {
 async fn a_dry_run_tells_and_touches_nothing() {
     for lab in Lab::each() {
         let before = fs::read_dir(lab.folder.path()).expect("list").count();
-        let report = lab.run_with(BOOK, &book_secrets(), true).await.expect("dry");
+        let report = lab
+            .run_with(BOOK, &book_secrets(), true)
+            .await
+            .expect("dry");
         use Status::{Skipped, WouldChange};
         assert_eq!(
             statuses(&report),
-            [WouldChange, WouldChange, WouldChange, WouldChange, WouldChange, Skipped]
+            [
+                WouldChange,
+                WouldChange,
+                WouldChange,
+                WouldChange,
+                WouldChange,
+                Skipped
+            ]
         );
-        assert_eq!(fs::read_dir(lab.folder.path()).expect("list").count(), before);
-        lab.run_with(BOOK, &book_secrets(), false).await.expect("real");
-        assert_eq!(lab.run_with(BOOK, &book_secrets(), true).await.expect("dry").changed(), 0);
+        assert_eq!(
+            fs::read_dir(lab.folder.path()).expect("list").count(),
+            before
+        );
+        lab.run_with(BOOK, &book_secrets(), false)
+            .await
+            .expect("real");
+        assert_eq!(
+            lab.run_with(BOOK, &book_secrets(), true)
+                .await
+                .expect("dry")
+                .changed(),
+            0
+        );
         fs::remove_file(lab.path("etc/conf")).expect("remove");
-        let report = lab.run_with(BOOK, &book_secrets(), true).await.expect("dry");
-        assert_eq!(report.changed(), 2, "the file and the restart that depends on it");
+        let report = lab
+            .run_with(BOOK, &book_secrets(), true)
+            .await
+            .expect("dry");
+        assert_eq!(
+            report.changed(),
+            2,
+            "the file and the restart that depends on it"
+        );
         assert!(fs::metadata(lab.path("etc/conf")).is_err());
-        assert_eq!(fs::read_dir(lab.path("state")).expect("list").count(), 0, "nothing is noted as due");
+        assert_eq!(
+            fs::read_dir(lab.path("state")).expect("list").count(),
+            0,
+            "nothing is noted as due"
+        );
     }
 }
 
@@ -213,10 +295,17 @@ async fn a_failing_step_names_itself_and_ends_the_run() {
 #[tokio::test]
 async fn an_apply_that_changes_nothing_is_a_failure() {
     let lab = Lab::dash();
-    let error = lab.fails("steps:\n  - {name: one, check: 'echo looked; false', apply: 'true'}\n").await;
+    let error = lab
+        .fails("steps:\n  - {name: one, check: 'echo looked; false', apply: 'true'}\n")
+        .await;
     assert_eq!(error.causes(), ["what it checks does not hold\nlooked"]);
-    let error = lab.fails("steps:\n  - {name: one, check: 'fail \"no such thing\"'}\n").await;
-    assert_eq!(error.causes(), ["what it checks does not hold\nno such thing"]);
+    let error = lab
+        .fails("steps:\n  - {name: one, check: 'fail \"no such thing\"'}\n")
+        .await;
+    assert_eq!(
+        error.causes(),
+        ["what it checks does not hold\nno such thing"]
+    );
 }
 
 #[tokio::test]
@@ -225,9 +314,15 @@ async fn a_step_that_leaves_the_shell_is_still_named() {
         for check in ["exit 3", "if", "echo 'open", ": ${unset?}"] {
             let check = serde_json::to_string(check).expect("JSON is YAML");
             let error = lab
-                .fails(&format!("steps:\n  - {{name: fine, check: 'true'}}\n  - {{name: odd, check: {check}}}\n"))
+                .fails(&format!(
+                    "steps:\n  - {{name: fine, check: 'true'}}\n  - {{name: odd, check: {check}}}\n"
+                ))
                 .await;
-            assert_eq!(error.message(), "step `odd` of playbook `lab` failed", "{check}");
+            assert_eq!(
+                error.message(),
+                "step `odd` of playbook `lab` failed",
+                "{check}"
+            );
         }
     }
 }
@@ -237,8 +332,14 @@ async fn a_hanging_step_ends_at_its_deadline() {
     for lab in Lab::each() {
         let error = lab.fails("steps:\n  - {name: slow, check: 'false', apply: 'echo begun; sleep 60', deadline: 1}\n").await;
         assert_eq!(error.message(), "step `slow` of playbook `lab` failed");
-        assert!(error.causes()[0].starts_with("it did not end within 1 s"), "{:?}", error.causes());
-        let error = lab.fails("steps:\n  - {name: slow, check: sleep 60, check_deadline: 1}\n").await;
+        assert!(
+            error.causes()[0].starts_with("it did not end within 1 s"),
+            "{:?}",
+            error.causes()
+        );
+        let error = lab
+            .fails("steps:\n  - {name: slow, check: sleep 60, check_deadline: 1}\n")
+            .await;
         assert_eq!(error.message(), "step `slow` of playbook `lab` failed");
     }
 }
@@ -246,8 +347,14 @@ async fn a_hanging_step_ends_at_its_deadline() {
 #[tokio::test]
 async fn a_run_that_hangs_names_its_step() {
     let lab = Lab::dash();
-    let job = lab.job("steps:\n  - {name: one, check: 'true'}\n  - {name: two, check: echo waits; sleep 60}\n", &Secrets::new(), false);
-    let error = run(&lab.shell, &job, Duration::from_secs(1), &|_| {}).await.expect_err("hangs");
+    let job = lab.job(
+        "steps:\n  - {name: one, check: 'true'}\n  - {name: two, check: echo waits; sleep 60}\n",
+        &Secrets::new(),
+        false,
+    );
+    let error = run(&lab.shell, &job, Duration::from_secs(1), &|_| {})
+        .await
+        .expect_err("hangs");
     assert_eq!(error.kind(), Kind::Timeout);
     assert_eq!(error.message(), "step `two` of playbook `lab` did not end");
     assert!(error.line().contains("waits"), "{}", error.line());
@@ -263,7 +370,11 @@ async fn a_step_is_tried_again_until_its_time_is_over() {
             .expect("third time");
         assert_eq!(statuses(&report), [Status::Changed]);
         assert_eq!(lab.read("tries"), ".\n.\n.\n");
-        let error = lab.fails("steps:\n  - {name: gone, read: 'echo no; false', retry: {every: 0.05, for: 1}}\n").await;
+        let error = lab
+            .fails(
+                "steps:\n  - {name: gone, read: 'echo no; false', retry: {every: 0.05, for: 1}}\n",
+            )
+            .await;
         assert_eq!(error.causes(), ["it ended with status 1\nno"]);
     }
 }
@@ -276,7 +387,11 @@ async fn output_that_looks_like_the_protocol_is_output() {
             .await
             .expect("runs");
         assert_eq!(statuses(&report), [Status::Ok, Status::Ok]);
-        assert!(report.steps[0].output.ends_with("@ done\nno newline"), "{:?}", report.steps[0].output);
+        assert!(
+            report.steps[0].output.ends_with("@ done\nno newline"),
+            "{:?}",
+            report.steps[0].output
+        );
         assert_eq!(report.steps[1].output, "");
     }
 }
@@ -286,9 +401,14 @@ async fn the_number_of_the_protocol_is_not_handed_to_commands() {
     let lab = Lab::dash();
     let yaml = "steps:\n  - {name: one, check: 'false || env', apply: 'true'}\n  - {name: two, read: 'env; cat /proc/self/cmdline /proc/$$/cmdline /proc/$PPID/cmdline'}\n";
     let job = lab.job(yaml, &Secrets::new(), false);
-    let report = run(&lab.shell, &job, DEADLINE, &|_| {}).await.expect("runs");
+    let report = run(&lab.shell, &job, DEADLINE, &|_| {})
+        .await
+        .expect("runs");
     for step in &report.steps {
-        assert!(step.output.contains("LC_ALL=C"), "the environment was printed");
+        assert!(
+            step.output.contains("LC_ALL=C"),
+            "the environment was printed"
+        );
         assert!(!step.output.contains(&job.nonce), "{}", step.output);
     }
 }
@@ -319,31 +439,53 @@ steps:
         assert_eq!(lab.read("used"), "SWMTKN-1-very-secret");
         let ps = String::from_utf8_lossy(&fs::read(lab.path("ps")).expect("ps")).into_owned();
         assert!(!ps.contains("very-secret"));
-        assert!(!String::from_utf8_lossy(&fs::read(lab.path("environ")).expect("environ")).contains("very-secret"));
+        assert!(
+            !String::from_utf8_lossy(&fs::read(lab.path("environ")).expect("environ"))
+                .contains("very-secret")
+        );
         assert_eq!(report.steps[0].output, "joining with ***");
         assert_eq!(report.steps[1].output, "it is ***");
         assert_eq!(report.outputs["id"], "two\nlines");
-        assert_eq!(report.secrets.get("token").expect("token").expose(), "fresh-token-1234");
+        assert_eq!(
+            report.secrets.get("token").expect("token").expose(),
+            "fresh-token-1234"
+        );
         let shown = format!("{report:?} {:?}", lab.job(yaml, &secrets, false));
-        assert!(!shown.contains("very-secret") && !shown.contains("fresh-token"), "{shown}");
+        assert!(
+            !shown.contains("very-secret") && !shown.contains("fresh-token"),
+            "{shown}"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_output_that_is_not_declared_is_an_error() {
     let lab = Lab::dash();
-    let error = lab.fails("steps:\n  - {name: one, read: output surprise 1}\n").await;
-    assert_eq!(error.causes(), ["it returned `surprise`, which is not declared"]);
+    let error = lab
+        .fails("steps:\n  - {name: one, read: output surprise 1}\n")
+        .await;
+    assert_eq!(
+        error.causes(),
+        ["it returned `surprise`, which is not declared"]
+    );
 }
 
 #[tokio::test]
 async fn a_script_that_was_cut_off_does_nothing() {
     let lab = Lab::dash();
-    let job = lab.job("steps:\n  - {name: one, check: 'false', apply: 'echo 1 >{{ dir }}/one'}\n", &Secrets::new(), false);
+    let job = lab.job(
+        "steps:\n  - {name: one, check: 'false', apply: 'echo 1 >{{ dir }}/one'}\n",
+        &Secrets::new(),
+        false,
+    );
     use crate::remote::Guest;
     for part in [2, 3, 10, 100] {
         let cut = &job.script()[..job.script().len() - part];
-        let output = lab.shell.exec("", cut.as_bytes(), DEADLINE).await.expect("runs");
+        let output = lab
+            .shell
+            .exec("", cut.as_bytes(), DEADLINE)
+            .await
+            .expect("runs");
         assert_ne!(output.stdout, b"never");
         assert!(!Path::new(&lab.path("one")).exists(), "cut by {part}");
     }
@@ -355,10 +497,34 @@ async fn a_run_with_nothing_to_change_starts_two_programs() {
     let bin = lab.folder.path().join("bin");
     fs::create_dir(&bin).expect("bin");
     let log = lab.path("log");
-    for program in ["sha256sum", "stat", "mv", "rm", "mkdir", "chmod", "chown", "timeout", "sh", "sync", "sleep", "cat"] {
+    for program in [
+        "sha256sum",
+        "stat",
+        "mv",
+        "rm",
+        "mkdir",
+        "chmod",
+        "chown",
+        "timeout",
+        "sh",
+        "sync",
+        "sleep",
+        "cat",
+    ] {
         let path = bin.join(program);
-        let real = ["/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(program)).find(|path| path.exists()).expect(program);
-        fs::write(&path, format!("#!/bin/dash\necho {program} >>{log}\nexec {} \"$@\"\n", real.display())).expect("write");
+        let real = ["/usr/bin", "/bin"]
+            .iter()
+            .map(|dir| Path::new(dir).join(program))
+            .find(|path| path.exists())
+            .expect(program);
+        fs::write(
+            &path,
+            format!(
+                "#!/bin/dash\necho {program} >>{log}\nexec {} \"$@\"\n",
+                real.display()
+            ),
+        )
+        .expect("write");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
     let lab = Lab {
@@ -368,8 +534,12 @@ async fn a_run_with_nothing_to_change_starts_two_programs() {
     let mut yaml = "steps:\n".to_owned();
     for index in 0..30 {
         yaml.push_str(&format!("  - name: file {index}\n    file: {{path: '{{{{ dir }}}}/d/{index}', content: 'text {index}', mode: '0600', owner: '{{{{ owner }}}}'}}\n"));
-        yaml.push_str(&format!("  - name: check {index}\n    check: '[ -e /proc/self ]'\n    apply: 'true'\n"));
-        yaml.push_str(&format!("  - name: restart {index}\n    on_change_of: [file {index}]\n    apply: 'true'\n"));
+        yaml.push_str(&format!(
+            "  - name: check {index}\n    check: '[ -e /proc/self ]'\n    apply: 'true'\n"
+        ));
+        yaml.push_str(&format!(
+            "  - name: restart {index}\n    on_change_of: [file {index}]\n    apply: 'true'\n"
+        ));
     }
     assert_eq!(lab.run(&yaml).await.expect("first").changed(), 60);
     fs::remove_file(&log).expect("log");
@@ -377,86 +547,25 @@ async fn a_run_with_nothing_to_change_starts_two_programs() {
     assert_eq!(lab.read("log"), "cat\nsha256sum\nstat\n");
 }
 
-#[test]
-fn an_unknown_key_is_an_error_with_its_line() {
-    let error = parse("lab", "steps:\n  - name: one\n    check: 'true'\n    aply: 'true'\n").expect_err("unknown");
-    assert_eq!(error.message(), "failed to read playbook `lab`");
-    assert!(error.line().contains("aply") && error.line().contains('4'), "{}", error.line());
-}
-
-#[test]
-fn steps_that_make_no_sense_are_refused() {
-    for (step, why) in [
-        ("{name: x}", "exactly one of"),
-        ("{name: x, check: a, read: b}", "exactly one of"),
-        ("{name: x, apply: a}", "`on_change_of`"),
-        ("{name: x, check: a, on_change_of: [y]}", "needs an `apply`"),
-        ("{name: x, apply: a, on_change_of: [y]}", "no earlier step"),
-        ("{name: x, file: {path: /a, mode: '0644'}}", "exactly one of"),
-        ("{name: x, file: {path: /a, mode: '888', content: a}}", "is not a mode"),
-        ("{name: x, file: {path: /a, mode: '0600', secret: a}}", "not declared"),
-        ("{name: x, check: a, deadline: 0}", "at least one second"),
-        ("{name: x, read: a, outputs: {A-b: plain}}", "names of outputs"),
-    ] {
-        let error = parse("lab", &format!("steps:\n  - {step}\n")).expect_err(step);
-        assert!(error.line().contains(why), "{step}: {}", error.line());
-    }
-}
-
-#[test]
-fn a_variable_that_is_not_there_is_named_with_its_step() {
-    let playbook = parse("lab", "steps:\n  - {name: one, check: 'echo {{ color }}'}\n").expect("parses");
-    let error = compile(&[(&playbook, &Vars::new())], &Secrets::new(), false).expect_err("undefined");
-    assert_eq!(error.message(), "failed to render step `one` of playbook `lab`");
-    assert!(error.line().contains("`color`"), "{}", error.line());
-
-    let playbook = parse("lab", "vars: {color: }\nsecrets: [key]\nsteps: []\n").expect("parses");
-    let compiled = |vars: &Vars| compile(&[(&playbook, vars)], &Secrets::new(), false).expect_err("incomplete").line();
-    assert!(compiled(&Vars::new()).contains("needs the variable `color`"));
-    assert!(compiled(&Vars::new().with("color", "red")).contains("needs the secret `key`"));
-    assert!(compiled(&Vars::new().with("colour", "red")).contains("has no variable `colour`"));
-}
-
-#[test]
-fn two_steps_about_one_path_are_refused() {
-    let playbook = parse("lab", "steps:\n  - {name: a, file: {path: /a, content: a, mode: '0644'}}\n  - {name: b, file: {path: /a, content: b, mode: '0644'}}\n").expect("parses");
-    let error = compile(&[(&playbook, &Vars::new())], &Secrets::new(), false).expect_err("twice");
-    assert!(error.line().contains("another step"), "{}", error.line());
-}
-
 #[tokio::test]
 async fn values_are_one_word_of_the_shell_whatever_they_contain() {
     for lab in Lab::each() {
-        for value in ["", "plain", "it's $HOME `id` \\ \"x\" *", "-n", "a\nb", "'; exit 9; '"] {
+        for value in [
+            "",
+            "plain",
+            "it's $HOME `id` \\ \"x\" *",
+            "-n",
+            "a\nb",
+            "'; exit 9; '",
+        ] {
             let playbook = parse("lab", "vars: {value: , list: []}\nsteps:\n  - name: one\n    read: |\n      output value {{ value | sh }}\n      set -- {{ list | sh }}\n      output count $#\n    outputs: {value: plain, count: plain}\n").expect("parses");
-            let vars = Vars::new().with("value", value).with("list", ["a b", value]);
+            let vars = Vars::new()
+                .with("value", value)
+                .with("list", ["a b", value]);
             let job = compile(&[(&playbook, &vars)], &Secrets::new(), false).expect("compiles");
             let report = run(&lab.shell, &job, DEADLINE, &|_| {}).await.expect(value);
             assert_eq!(report.outputs["value"], value);
             assert_eq!(report.outputs["count"], "2");
         }
     }
-}
-
-#[test]
-fn forge_s_own_playbooks_compile_into_valid_scripts() {
-    let assets = forge_driver::assets::Assets::default();
-    let books: Vec<Playbook> = ["kernel", "firewall", "docker"].iter().map(|name| load(&assets, name).expect(name)).collect();
-    let firewall = Vars::new().with("peers", ["10.133.7.2", "10.133.7.3"]);
-    let docker = Vars::new().with("ca", "CA").with("certificate", "CERT");
-    let none = Vars::new();
-    let secrets = Secrets::new().with("server_key", "KEY").with("other", "unused");
-    let job = compile(&[(&books[0], &none), (&books[1], &firewall), (&books[2], &docker)], &secrets, false).expect("compiles");
-    assert!(!job.script().contains("unused"));
-    assert!(job.script().contains("add element inet forge peers { 10.133.7.2, 10.133.7.3 }"));
-    // Every text is parsed by a shell, not only the script around them.
-    for text in books.iter().flat_map(|book| &book.steps).flat_map(|step| [&step.check, &step.apply, &step.read, &step.when]) {
-        let Some(text) = text else { continue };
-        let text = text.replace("{{ peers | sh }}", "a").replace("{{ user | sh }}", "a");
-        let status = std::process::Command::new("dash").args(["-n", "-c", &text]).status().expect("dash");
-        assert!(status.success(), "{text}");
-    }
-    let bad = Vars::new().with("mode", "open");
-    let error = compile(&[(&books[1], &bad)], &Secrets::new(), false).expect_err("mode");
-    assert!(error.line().contains("the firewall's mode is"), "{}", error.line());
 }

@@ -48,27 +48,34 @@ impl SshGuest {
     fn failed(&self, command: &str) -> String {
         let line = command.lines().next().unwrap_or_default();
         let shown: String = line.chars().take(60).collect();
-        let more = if shown.len() < command.len() { " …" } else { "" };
+        let more = if shown.len() < command.len() {
+            " …"
+        } else {
+            ""
+        };
         format!("failed to run `{shown}{more}` on `{}`", self.address)
     }
 
-    async fn converse(&self, command: &str, input: &[u8], sink: &mut Sink<'_>) -> Result<ExecOutput, String> {
+    async fn converse(
+        &self,
+        command: &str,
+        input: &[u8],
+        sink: &mut Sink<'_>,
+    ) -> Result<ExecOutput, String> {
         let channel = self.handle.channel_open_session().await.map_err(lost)?;
         channel.exec(true, command).await.map_err(lost)?;
         let (mut reader, writer) = channel.split();
         let feeding = async {
-            if feed(&writer, input).await.is_err() {
-                // A command that does not read its input to the end says so by its exit status.
-            }
-            std::future::pending::<()>().await;
+            // A command that does not read its input to the end says so by its exit status.
+            let _ = feed(&writer, input).await;
+            std::future::pending().await
         };
-        tokio::select! {
-            output = collect(&mut reader, sink) => {
-                let _ = timeout(Duration::from_millis(200), writer.close()).await;
-                output
-            }
-            () = feeding => unreachable!("feeding never ends"),
-        }
+        let output = tokio::select! {
+            output = collect(&mut reader, sink) => output,
+            never = feeding => never,
+        };
+        let _ = timeout(Duration::from_millis(200), writer.close()).await;
+        output
     }
 }
 
@@ -84,11 +91,9 @@ async fn collect(reader: &mut ChannelReadHalf, sink: &mut Sink<'_>) -> Result<Ex
     let mut stderr = Vec::new();
     while let Some(message) = reader.wait().await {
         match message {
-            ChannelMsg::Data { data } => {
-                if sink(&data).is_break() {
-                    status = Some(0);
-                    break;
-                }
+            ChannelMsg::Data { data } if sink(&data).is_break() => {
+                status = Some(0);
+                break;
             }
             ChannelMsg::ExtendedData { data, ext: STDERR } => keep(&mut stderr, &data),
             ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status.cast_signed()),
@@ -99,7 +104,11 @@ async fn collect(reader: &mut ChannelReadHalf, sink: &mut Sink<'_>) -> Result<Ex
         }
     }
     let status = status.ok_or("the connection was lost before the command ended")?;
-    Ok(ExecOutput { status, stdout: Vec::new(), stderr })
+    Ok(ExecOutput {
+        status,
+        stdout: Vec::new(),
+        stderr,
+    })
 }
 
 fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
@@ -109,9 +118,10 @@ fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
 
 pub(super) fn lost(error: russh::Error) -> String {
     match error {
-        russh::Error::SendError | russh::Error::HUP | russh::Error::Disconnect | russh::Error::RecvError => {
-            "the connection was lost".to_owned()
-        }
+        russh::Error::SendError
+        | russh::Error::HUP
+        | russh::Error::Disconnect
+        | russh::Error::RecvError => "the connection was lost".to_owned(),
         error => error.to_string(),
     }
 }

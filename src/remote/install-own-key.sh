@@ -1,7 +1,7 @@
 forge_install() {
   set -eu
   umask 077
-  root=${FORGE_ROOT:-}
+  root=$forge_root
   ssh=$root/etc/ssh
   own=$ssh/forge_own_ed25519_key
   key=$ssh/ssh_host_ed25519_key

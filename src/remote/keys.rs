@@ -27,7 +27,9 @@ pub struct KeyPair {
 pub fn generate_key(comment: &str) -> Result<KeyPair> {
     let failed = || "failed to make an SSH key".to_owned();
     if comment.contains(['\n', '\r']) {
-        return Err(Error::new(Kind::Invalid, failed()).because("the comment has more than one line"));
+        return Err(
+            Error::new(Kind::Invalid, failed()).because("the comment has more than one line")
+        );
     }
     let mut seed = [0_u8; 32];
     File::open("/dev/urandom")
@@ -35,8 +37,13 @@ pub fn generate_key(comment: &str) -> Result<KeyPair> {
         .or_fail(Kind::Io, failed)?;
     let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
     key.set_comment(comment);
-    let private = key.to_openssh(LineEnding::LF).or_fail(Kind::Failed, failed)?;
-    let public = key.public_key().to_openssh().or_fail(Kind::Failed, failed)?;
+    let private = key
+        .to_openssh(LineEnding::LF)
+        .or_fail(Kind::Failed, failed)?;
+    let public = key
+        .public_key()
+        .to_openssh()
+        .or_fail(Kind::Failed, failed)?;
     Ok(KeyPair {
         private_openssh: Secret::new(private.as_str()),
         public_openssh: public,
@@ -48,13 +55,16 @@ pub fn generate_key(comment: &str) -> Result<KeyPair> {
 /// # Errors
 /// When `public_openssh` is not a public key in OpenSSH's form.
 pub fn fingerprint(public_openssh: &str) -> Result<String> {
-    Ok(parse(public_openssh)?.fingerprint(HashAlg::Sha256).to_string())
+    Ok(parse(public_openssh)?
+        .fingerprint(HashAlg::Sha256)
+        .to_string())
 }
 
 /// Reads a public key in OpenSSH's form; the comment is dropped.
 pub(super) fn parse(public_openssh: &str) -> Result<PublicKey> {
-    let mut key = PublicKey::from_openssh(public_openssh.trim())
-        .or_fail(Kind::Invalid, || format!("`{}` is not an SSH public key", public_openssh.trim()))?;
+    let mut key = PublicKey::from_openssh(public_openssh.trim()).or_fail(Kind::Invalid, || {
+        format!("`{}` is not an SSH public key", public_openssh.trim())
+    })?;
     key.set_comment("");
     Ok(key)
 }
@@ -95,7 +105,10 @@ impl HostKeys {
         if key.algorithm() != Algorithm::Ed25519 {
             return Err(Error::new(
                 Kind::Invalid,
-                format!("a host key of type `{}` is not accepted, only `ssh-ed25519`", key.algorithm()),
+                format!(
+                    "a host key of type `{}` is not accepted, only `ssh-ed25519`",
+                    key.algorithm()
+                ),
             ));
         }
         let key = text(&key);
@@ -124,7 +137,13 @@ impl HostKeys {
     pub fn known_hosts(&self, hosts: &[&str], port: u16) -> String {
         let names: Vec<String> = hosts
             .iter()
-            .map(|host| if port == 22 { (*host).to_owned() } else { format!("[{host}]:{port}") })
+            .map(|host| {
+                if port == 22 {
+                    (*host).to_owned()
+                } else {
+                    format!("[{host}]:{port}")
+                }
+            })
             .collect();
         self.0
             .iter()
@@ -154,28 +173,42 @@ mod tests {
     #[test]
     fn a_key_pair_is_whole_and_new_each_time() {
         let pair = generate_key("forge n1").expect("a key");
-        let private = PrivateKey::from_openssh(pair.private_openssh.expose()).expect("private half");
-        assert_eq!(private.public_key().to_openssh().expect("text"), pair.public_openssh);
+        let private =
+            PrivateKey::from_openssh(pair.private_openssh.expose()).expect("private half");
+        assert_eq!(
+            private.public_key().to_openssh().expect("text"),
+            pair.public_openssh
+        );
         assert!(pair.public_openssh.starts_with("ssh-ed25519 "));
         assert!(pair.public_openssh.ends_with(" forge n1"));
-        assert_ne!(generate_key("x").expect("a key").public_openssh, pair.public_openssh);
+        assert_ne!(
+            generate_key("x").expect("a key").public_openssh,
+            pair.public_openssh
+        );
         assert!(!format!("{pair:?}").contains("PRIVATE"));
     }
 
     #[test]
     fn a_comment_of_two_lines_is_refused() {
-        assert_eq!(generate_key("a\nb").expect_err("refused").kind(), Kind::Invalid);
+        assert_eq!(
+            generate_key("a\nb").expect_err("refused").kind(),
+            Kind::Invalid
+        );
     }
 
     #[test]
     fn equal_keys_are_kept_once_and_survive_a_record() {
         let one = generate_key("one").expect("key").public_openssh;
         let two = generate_key("two").expect("key").public_openssh;
-        let keys = HostKeys::new([&one, &two, &one.replace(" one", " other comment")]).expect("list");
+        let keys =
+            HostKeys::new([&one, &two, &one.replace(" one", " other comment")]).expect("list");
         assert_eq!(keys.as_slice().len(), 2);
         let json = serde_json::to_string(&keys).expect("json");
         assert_eq!(serde_json::from_str::<HostKeys>(&json).expect("list"), keys);
-        assert!(keys.known_hosts(&["127.133.7.1", "n1"], 2222).starts_with("[127.133.7.1]:2222,[n1]:2222 ssh-ed25519 "));
+        assert!(
+            keys.known_hosts(&["127.133.7.1", "n1"], 2222)
+                .starts_with("[127.133.7.1]:2222,[n1]:2222 ssh-ed25519 ")
+        );
         assert!(serde_json::from_str::<HostKeys>("[\"ssh-ed25519 nonsense\"]").is_err());
     }
 

@@ -1,7 +1,7 @@
 forge_make() {
   set -eu
   umask 077
-  ssh=${FORGE_ROOT:-}/etc/ssh
+  ssh=$forge_root/etc/ssh
   own=$ssh/forge_own_ed25519_key
   if [ -e "$ssh/forge_own_installed" ]; then
     cat "$ssh/ssh_host_ed25519_key.pub"

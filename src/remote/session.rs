@@ -84,7 +84,10 @@ fn stdin_pieces() -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-async fn forward_input(writer: &ChannelWriteHalf<client::Msg>, pieces: &mut mpsc::Receiver<Vec<u8>>) {
+async fn forward_input(
+    writer: &ChannelWriteHalf<client::Msg>,
+    pieces: &mut mpsc::Receiver<Vec<u8>>,
+) {
     while let Some(piece) = pieces.recv().await {
         if writer.data(piece.as_slice()).await.is_err() {
             return;
@@ -110,7 +113,8 @@ impl SshGuest {
     /// When the connection is lost, or the process is told to end (SIGTERM, SIGHUP).
     pub async fn session(&self, command: Option<&str>, tty: bool) -> Result<i32> {
         let failed = || format!("the session with `{}` ended early", self.address);
-        let broken = |error: russh::Error| Error::new(Kind::Unavailable, failed()).because(lost(error));
+        let broken =
+            |error: russh::Error| Error::new(Kind::Unavailable, failed()).because(lost(error));
         let mut resized = signal(SignalKind::window_change()).or_fail(Kind::Io, failed)?;
         let mut terminated = signal(SignalKind::terminate()).or_fail(Kind::Io, failed)?;
         let mut hung_up = signal(SignalKind::hangup()).or_fail(Kind::Io, failed)?;
@@ -158,7 +162,9 @@ impl SshGuest {
             let written = match message {
                 None | Some(ChannelMsg::Close) => break,
                 Some(ChannelMsg::Data { data }) => put(&mut stdout, &data).await,
-                Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => put(&mut stderr, &data).await,
+                Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
+                    put(&mut stderr, &data).await
+                }
                 Some(ChannelMsg::ExitStatus { exit_status }) => {
                     status = Some(exit_status.cast_signed());
                     Ok(())
@@ -168,7 +174,8 @@ impl SshGuest {
                     Ok(())
                 }
                 Some(ChannelMsg::Failure) => {
-                    return Err(Error::new(Kind::Refused, failed()).because("the server refused to run a command"));
+                    return Err(Error::new(Kind::Refused, failed())
+                        .because("the server refused to run a command"));
                 }
                 Some(_) => Ok(()),
             };
@@ -180,6 +187,171 @@ impl SshGuest {
             }
         }
         drop(raw);
-        status.ok_or_else(|| Error::new(Kind::Unavailable, failed()).because("the connection was lost"))
+        status.ok_or_else(|| {
+            Error::new(Kind::Unavailable, failed()).because("the connection was lost")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A session owns the standard streams, so each test starts this very binary as the one that has it.
+
+    use std::env;
+    use std::io::Write;
+    use std::process::{Command, Output, Stdio};
+    use std::time::Duration;
+
+    use crate::remote::ssh::connect;
+    use crate::remote::testing::Sshd;
+
+    const MARK: &str = "SESSION-BEGINS";
+
+    /// What the started binary does: a session as the environment says, then it leaves with its status.
+    #[tokio::test]
+    async fn child() {
+        let Ok(words) = env::var("FORGE_TEST_SESSION") else {
+            return;
+        };
+        let words: Vec<String> = serde_json::from_str(&words).expect("words");
+        let target = crate::remote::ssh::Target {
+            address: words[0].parse().expect("address"),
+            user: words[1].clone(),
+            key: words[2].as_str().into(),
+            accept: vec![words[3].clone()],
+        };
+        let guest = connect(&target, Duration::from_secs(30))
+            .await
+            .expect("connects");
+        let status = guest
+            .session(Some(&words[4]), words[5] == "tty")
+            .await
+            .expect("ends");
+        std::process::exit(status);
+    }
+
+    fn words(server: &Sshd, command: &str, tty: bool) -> String {
+        let target = server.target();
+        serde_json::to_string(&[
+            target.address.to_string().as_str(),
+            target.user.as_str(),
+            target.key.expose(),
+            target.accept[0].as_str(),
+            command,
+            if tty { "tty" } else { "plain" },
+        ])
+        .expect("JSON")
+    }
+
+    const ARGUMENTS: [&str; 4] = [
+        "--exact",
+        "--nocapture",
+        "--test-threads=1",
+        "remote::session::tests::child",
+    ];
+
+    async fn session(server: &Sshd, command: &str, input: Vec<u8>) -> Output {
+        let mut child = Command::new(env::current_exe().expect("binary"))
+            .args(ARGUMENTS)
+            .env(
+                "FORGE_TEST_SESSION",
+                words(server, &format!("printf {MARK}; {command}"), false),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        // From a thread of its own: a session that reads slowly must not keep its output from being read.
+        let feeder = std::thread::spawn(move || {
+            let _ = stdin.write_all(&input);
+        });
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output())
+            .await
+            .expect("joined")
+            .expect("ends");
+        feeder.join().expect("fed");
+        output
+    }
+
+    fn after_mark(output: &Output) -> &[u8] {
+        let start = output
+            .stdout
+            .windows(MARK.len())
+            .position(|bytes| bytes == MARK.as_bytes());
+        &output.stdout[start.expect("the mark") + MARK.len()..]
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn bytes_pass_unchanged_both_ways_with_their_end_and_status() {
+        let server = Sshd::start().await;
+        let input: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
+        let output = session(&server, "cat; echo err >&2; exit 9", input.clone()).await;
+        assert!(
+            after_mark(&output) == input,
+            "{} bytes came back",
+            after_mark(&output).len()
+        );
+        assert_eq!(output.status.code(), Some(9));
+        assert_eq!(output.stderr, b"err\n");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_signal_becomes_a_status() {
+        let server = Sshd::start().await;
+        let output = session(&server, "kill -TERM $$", Vec::new()).await;
+        assert_eq!(output.status.code(), Some(143));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reader_that_goes_ends_the_session() {
+        let server = Sshd::start().await;
+        let mut child = Command::new(env::current_exe().expect("binary"))
+            .args(ARGUMENTS)
+            .env("FORGE_TEST_SESSION", words(&server, "yes", false))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut some = [0; 4096];
+        std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut some)
+            .expect("some output");
+        drop(child.stdout.take());
+        let status = tokio::task::spawn_blocking(move || child.wait())
+            .await
+            .expect("joined")
+            .expect("ends");
+        assert_eq!(status.code(), Some(super::BROKEN_PIPE));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_terminal_is_passed_on_with_its_size_and_put_back() {
+        let server = Sshd::start().await;
+        let command = "[ -t 0 ] && [ -t 1 ] && printf 'size '; stty size; exit 4";
+        let line = format!(
+            "stty cols 101 rows 31; {} {}; echo status $?; stty -a",
+            env::current_exe().expect("binary").display(),
+            ARGUMENTS.join(" ")
+        );
+        // script(1) gives the line a terminal of its own.
+        let output = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env("FORGE_TEST_SESSION", words(&server, command, true))
+            .env("TERM", "xterm")
+            .stdin(Stdio::null())
+            .output();
+        let output = tokio::task::spawn_blocking(move || output)
+            .await
+            .expect("joined")
+            .expect("script(1) is installed");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(shown.contains("size 31 101"), "{shown}");
+        assert!(shown.contains("status 4"), "{shown}");
+        let after = &shown[shown.find("status 4").expect("status")..];
+        assert!(
+            after.contains(" icanon") && after.contains(" echo "),
+            "the terminal is as before: {after}"
+        );
     }
 }

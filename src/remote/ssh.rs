@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use forge_driver::{Context, Error, Kind, Result};
 use russh::client::{self, Config, Handle};
-use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{
+    Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+};
 use russh::{Disconnect, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -146,18 +148,31 @@ pub(super) struct Checker {
 impl client::Handler for Checker {
     type Error = russh::Error;
 
-    async fn check_server_key(&mut self, server: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+    async fn check_server_key(
+        &mut self,
+        server: &PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
         let key = server.public_key();
         let accepted = server.certificate().is_none()
-            && self.accept.iter().any(|accepted| accepted.key_data() == key.key_data());
+            && self
+                .accept
+                .iter()
+                .any(|accepted| accepted.key_data() == key.key_data());
         if let Ok(mut presented) = self.progress.presented.lock() {
             *presented = Some(key);
         }
-        self.progress.enter(if accepted { Phase::Authentication } else { Phase::HostKey });
+        self.progress.enter(if accepted {
+            Phase::Authentication
+        } else {
+            Phase::HostKey
+        });
         Ok(accepted)
     }
 
-    async fn disconnected(&mut self, reason: client::DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
+    async fn disconnected(
+        &mut self,
+        reason: client::DisconnectReason<russh::Error>,
+    ) -> Result<(), russh::Error> {
         match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
                 if let Ok(mut why) = self.progress.disconnect.lock() {
@@ -178,13 +193,19 @@ struct Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
         if self.seen.len() < 4096 && self.progress.phase() < Phase::KeyExchange {
             self.seen.extend_from_slice(&buffer.filled()[before..]);
             // Lines of other text may come first (RFC 4253, 4.2).
-            if self.seen.starts_with(b"SSH-") || self.seen.windows(5).any(|bytes| bytes == b"\nSSH-") {
+            if self.seen.starts_with(b"SSH-")
+                || self.seen.windows(5).any(|bytes| bytes == b"\nSSH-")
+            {
                 self.progress.enter(Phase::KeyExchange);
             }
         }
@@ -193,7 +214,11 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -201,7 +226,10 @@ impl AsyncWrite for Watched {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
@@ -227,13 +255,21 @@ impl fmt::Debug for SshGuest {
 /// [`Kind::Refused`] for the last two.
 pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
     let address = target.address;
-    let accept = target.accept.iter().map(|key| parse(key)).collect::<Result<Vec<_>>>()?;
+    let accept = target
+        .accept
+        .iter()
+        .map(|key| parse(key))
+        .collect::<Result<Vec<_>>>()?;
     if accept.is_empty() {
-        return Err(Error::new(Kind::Invalid, format!("no host key is recorded for `{address}`"))
-            .hint("a connection needs at least one accepted host key"));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("no host key is recorded for `{address}`"),
+        )
+        .hint("a connection needs at least one accepted host key"));
     }
-    let key = PrivateKey::from_openssh(target.key.expose())
-        .or_fail(Kind::Invalid, || "the private SSH key cannot be read".to_owned())?;
+    let key = PrivateKey::from_openssh(target.key.expose()).or_fail(Kind::Invalid, || {
+        "the private SSH key cannot be read".to_owned()
+    })?;
     let progress = Arc::new(Progress::default());
     let expected: Vec<String> = accept.iter().map(print).collect();
     let attempt = async {
@@ -252,7 +288,10 @@ pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
             target,
             Kind::Refused,
             Phase::Authentication,
-            format!("the server does not accept the key of user `{}`", target.user),
+            format!(
+                "the server does not accept the key of user `{}`",
+                target.user
+            ),
         )),
         Ok(Err(error)) => Err(explain(target, &progress, &expected, &error)),
         Err(_) => {
@@ -279,11 +318,20 @@ pub async fn presented_key(address: SocketAddr, deadline: Duration) -> Result<St
         accept: Vec::new(),
     };
     let progress = Arc::new(Progress::default());
-    let attempt = timeout_at(Instant::now() + deadline, exchange(address, Vec::new(), &progress)).await;
+    let attempt = timeout_at(
+        Instant::now() + deadline,
+        exchange(address, Vec::new(), &progress),
+    )
+    .await;
     match (progress.presented(), attempt) {
         (Some(key), _) => Ok(text(&key)),
         (None, Ok(Err(error))) => Err(explain(&target, &progress, &[], &error)),
-        (None, Ok(Ok(_))) => Err(stopped(&target, Kind::Unavailable, Phase::KeyExchange, "no host key came".to_owned())),
+        (None, Ok(Ok(_))) => Err(stopped(
+            &target,
+            Kind::Unavailable,
+            Phase::KeyExchange,
+            "no host key came".to_owned(),
+        )),
         (None, Err(_)) => {
             let why = format!("no answer within {}", seconds(deadline));
             Err(stopped(&target, Kind::Timeout, progress.phase(), why))
@@ -349,12 +397,20 @@ fn stopped(target: &Target, kind: Kind, phase: Phase, why: String) -> Error {
     let message = if target.user.is_empty() {
         format!("failed to reach the SSH server at `{}`", target.address)
     } else {
-        format!("failed to connect to `{}@{}` by SSH", target.user, target.address)
+        format!(
+            "failed to connect to `{}@{}` by SSH",
+            target.user, target.address
+        )
     };
     Error::new(kind, message).because(Stopped { phase, why })
 }
 
-fn explain(target: &Target, progress: &Progress, expected: &[String], error: &russh::Error) -> Error {
+fn explain(
+    target: &Target,
+    progress: &Progress,
+    expected: &[String],
+    error: &russh::Error,
+) -> Error {
     let phase = progress.phase();
     let farewell = progress.disconnect.lock().ok().and_then(|why| why.clone());
     let why = match (phase, error) {
@@ -376,11 +432,17 @@ fn explain(target: &Target, progress: &Progress, expected: &[String], error: &ru
         (Phase::Banner, russh::Error::HUP | russh::Error::Disconnect | russh::Error::IO(_)) => {
             "the connection was closed before a server spoke".to_owned()
         }
-        (Phase::Banner, russh::Error::Version) => "what answers there is not an SSH server".to_owned(),
+        (Phase::Banner, russh::Error::Version) => {
+            "what answers there is not an SSH server".to_owned()
+        }
         (_, russh::Error::IO(error)) => error.to_string(),
         (_, error) => farewell.unwrap_or_else(|| error.to_string()),
     };
-    let kind = if phase == Phase::Authentication { Kind::Refused } else { Kind::Unavailable };
+    let kind = if phase == Phase::Authentication {
+        Kind::Refused
+    } else {
+        Kind::Unavailable
+    };
     stopped(target, kind, phase, why)
 }
 

@@ -26,15 +26,35 @@ pub(crate) struct Shell {
 impl Shell {
     /// Debian's `sh`.
     pub(crate) fn dash() -> Self {
-        Self { argv: vec!["dash".to_owned()], path: None }
+        Self {
+            argv: vec!["dash".to_owned()],
+            path: None,
+        }
     }
 
     /// Busybox: its shell, and its programs alone, linked into `folder`.
     pub(crate) fn busybox(folder: &Path) -> Self {
         let busybox = Path::new("/bin/busybox");
-        let busybox = if busybox.exists() { busybox } else { Path::new("/usr/bin/busybox") };
+        let busybox = if busybox.exists() {
+            busybox
+        } else {
+            Path::new("/usr/bin/busybox")
+        };
         for applet in [
-            "sh", "cat", "sha256sum", "stat", "mv", "rm", "mkdir", "chmod", "chown", "timeout", "sleep", "sync", "grep", "id",
+            "sh",
+            "cat",
+            "sha256sum",
+            "stat",
+            "mv",
+            "rm",
+            "mkdir",
+            "chmod",
+            "chown",
+            "timeout",
+            "sleep",
+            "sync",
+            "grep",
+            "id",
         ] {
             std::os::unix::fs::symlink(busybox, folder.join(applet)).expect("link");
         }
@@ -64,7 +84,13 @@ impl Guest for Shell {
         Ok(output)
     }
 
-    async fn stream(&self, _: &str, input: &[u8], deadline: Duration, sink: &mut Sink<'_>) -> Result<ExecOutput> {
+    async fn stream(
+        &self,
+        _: &str,
+        input: &[u8],
+        deadline: Duration,
+        sink: &mut Sink<'_>,
+    ) -> Result<ExecOutput> {
         let mut command = Command::new(&self.argv[0]);
         command
             .args(&self.argv[1..])
@@ -106,8 +132,7 @@ impl Guest for Shell {
 
 /// An OpenSSH server of the test's own on 127.0.0.1, run as the current user.
 pub(crate) struct Sshd {
-    /// Its folder: keys and configuration.
-    pub(crate) folder: TempDir,
+    _folder: TempDir,
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// Its host key.
@@ -121,7 +146,10 @@ impl Sshd {
     /// Starts a server and waits until it listens.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        let (host, client) = (generate_key("host").expect("key"), generate_key("client").expect("key"));
+        let (host, client) = (
+            generate_key("host").expect("key"),
+            generate_key("client").expect("key"),
+        );
         let put = |name: &str, text: &str| -> PathBuf {
             let path = folder.path().join(name);
             fs::write(&path, text).expect("write");
@@ -135,7 +163,10 @@ impl Sshd {
         if rustix::process::geteuid().is_root() {
             fs::create_dir_all("/run/sshd").expect("/run/sshd");
         }
-        let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let address = TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("its address");
         let config = put(
             "sshd_config",
             &format!(
@@ -154,7 +185,13 @@ impl Sshd {
             .kill_on_drop(true)
             .spawn()
             .expect("sshd is installed (openssh-server)");
-        let server = Self { folder, address, host, client, child };
+        let server = Self {
+            _folder: folder,
+            address,
+            host,
+            client,
+            child,
+        };
         let deadline = Instant::now() + Duration::from_secs(20);
         while tokio::net::TcpStream::connect(address).await.is_err() {
             assert!(Instant::now() < deadline, "sshd listens in time");

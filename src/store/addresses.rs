@@ -81,7 +81,12 @@ pub struct Taken {
 ///
 /// # Errors
 /// When a range is exhausted, the network overlaps another one, or no port can be bound.
-pub fn allocate(store: &Store, claim: Claim, wants: forge_driver::Wants, taken: &Taken) -> Result<Placement> {
+pub fn allocate(
+    store: &Store,
+    claim: Claim,
+    wants: forge_driver::Wants,
+    taken: &Taken,
+) -> Result<Placement> {
     let path = ledger_path(store);
     let mut ledger: Ledger = read_json(&path)?.unwrap_or_default();
     let nic = match wants.network {
@@ -147,7 +152,9 @@ fn overlap(cidr: Ipv4Net, known: impl IntoIterator<Item = Ipv4Net>) -> Result<()
 /// # Errors
 /// When the record cannot be read.
 pub fn networks(store: &Store) -> Result<Vec<Network>> {
-    Ok(read_json::<Ledger>(&ledger_path(store))?.unwrap_or_default().networks)
+    Ok(read_json::<Ledger>(&ledger_path(store))?
+        .unwrap_or_default()
+        .networks)
 }
 
 /// Says whether a machine with this network could be placed, without placing it.
@@ -155,11 +162,18 @@ pub fn networks(store: &Store) -> Result<Vec<Network>> {
 /// # Errors
 /// When the range overlaps another network of this store.
 pub fn check_network(store: &Store, cidr: Ipv4Net) -> Result<()> {
-    overlap(cidr.trunc(), networks(store)?.into_iter().map(|network| network.cidr))
+    overlap(
+        cidr.trunc(),
+        networks(store)?.into_iter().map(|network| network.cidr),
+    )
 }
 
 /// The next free address of `network`, counting up from .101 and coming round.
-fn internal(ledger: &mut Ledger, network: &Network, taken: &BTreeSet<Ipv4Addr>) -> Result<Ipv4Addr> {
+fn internal(
+    ledger: &mut Ledger,
+    network: &Network,
+    taken: &BTreeSet<Ipv4Addr>,
+) -> Result<Ipv4Addr> {
     let first = u32::from(network.cidr.network()) + 1;
     let last = u32::from(network.cidr.broadcast()).saturating_sub(1);
     let start = ledger.given.get(&network.id).map_or_else(
@@ -187,20 +201,23 @@ fn internal(ledger: &mut Ledger, network: &Network, taken: &BTreeSet<Ipv4Addr>) 
 }
 
 #[cfg(target_os = "linux")]
-fn forwarded(ledger: &mut Ledger, store: Uuid, taken: &Taken) -> Result<(Option<Ipv4Addr>, Forward, Forward)> {
+fn forwarded(
+    ledger: &mut Ledger,
+    store: Uuid,
+    taken: &Taken,
+) -> Result<(Option<Ipv4Addr>, Forward, Forward)> {
     let base = u32::from(LOOPBACK.network());
     let size = u32::from(LOOPBACK.broadcast()) - base;
     // Each store starts at a place of its own, so that two stores of one host seldom meet.
-    let mut next = if ledger.loopback == 0 {
+    let next = if ledger.loopback == 0 {
         let own = u32::from(store.as_bytes()[15]) % 254 + 1;
         base + own * 256 + 101
     } else {
         ledger.loopback + 1
     };
-    for _ in 0..TRIES {
-        let address = Ipv4Addr::from(base + (next - base) % size);
+    for number in (next..).take(TRIES as usize) {
+        let address = Ipv4Addr::from(base + (number - base) % size);
         let [.., last] = address.octets();
-        next += 1;
         if last == 0 || last == 255 || taken.loopback.contains(&address) {
             continue;
         }
@@ -212,26 +229,42 @@ fn forwarded(ledger: &mut Ledger, store: Uuid, taken: &Taken) -> Result<(Option<
         ledger.loopback = u32::from(address);
         return Ok((
             Some(address),
-            Forward { guest: SSH_PORT, host },
+            Forward {
+                guest: SSH_PORT,
+                host,
+            },
             Forward {
                 guest: ENGINE_PORT,
                 host: engine,
             },
         ));
     }
-    Err(Error::new(Kind::Conflict, format!("no free loopback address was found in {LOOPBACK}"))
-        .hint("other programs hold port 2376 on all of them: see `ss -ltn`"))
+    Err(Error::new(
+        Kind::Conflict,
+        format!("no free loopback address was found in {LOOPBACK}"),
+    )
+    .hint("other programs hold port 2376 on all of them: see `ss -ltn`"))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn forwarded(_ledger: &mut Ledger, _store: Uuid, taken: &Taken) -> Result<(Option<Ipv4Addr>, Forward, Forward)> {
+fn forwarded(
+    _ledger: &mut Ledger,
+    _store: Uuid,
+    taken: &Taken,
+) -> Result<(Option<Ipv4Addr>, Forward, Forward)> {
     // Only 127.0.0.1 is configured there: the ports differ instead, and are recorded.
     let ssh = free_port(Ipv4Addr::LOCALHOST, 2200, taken)?;
     let engine = free_port(Ipv4Addr::LOCALHOST, 23_760, taken)?;
     Ok((
         None,
-        Forward { guest: SSH_PORT, host: ssh },
-        Forward { guest: ENGINE_PORT, host: engine },
+        Forward {
+            guest: SSH_PORT,
+            host: ssh,
+        },
+        Forward {
+            guest: ENGINE_PORT,
+            host: engine,
+        },
     ))
 }
 
@@ -265,7 +298,10 @@ fn free_port(address: Ipv4Addr, from: u16, taken: &Taken) -> Result<SocketAddr> 
             return Ok(candidate);
         }
     }
-    Err(Error::new(Kind::Conflict, format!("no free port was found on {address} from {from} on")))
+    Err(Error::new(
+        Kind::Conflict,
+        format!("no free port was found on {address} from {from} on"),
+    ))
 }
 
 /// Whether this user can listen at an address now.
@@ -298,7 +334,12 @@ pub fn publish(words: &str, host: IpAddr, taken: &Taken, unprivileged: bool) -> 
         Error::new(Kind::Usage, format!("`{words}` is not a port to publish"))
             .hint("write PORT, or HOSTPORT:PORT; ports are 1 to 65535")
     };
-    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(invalid);
+    let port = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(invalid)
+    };
     let (wished, guest) = match words.split_once(':') {
         Some((wished, guest)) => (Some(port(wished)?), port(guest)?),
         None => (None, port(words)?),
@@ -317,7 +358,10 @@ pub fn publish(words: &str, host: IpAddr, taken: &Taken, unprivileged: bool) -> 
         // Taken: the driver's error names the owner.
         _ => own,
     };
-    Ok(Forward { guest, host: address })
+    Ok(Forward {
+        guest,
+        host: address,
+    })
 }
 
 #[cfg(test)]
@@ -344,9 +388,13 @@ mod tests {
         let mut seen = BTreeSet::new();
         for round in 0..300 {
             // Nothing is taken: each machine is removed before the next one comes.
-            let place = allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room");
+            let place =
+                allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room");
             let loopback = place.loopback.expect("linux");
-            assert!(seen.insert(loopback), "{loopback} was given again in round {round}");
+            assert!(
+                seen.insert(loopback),
+                "{loopback} was given again in round {round}"
+            );
             assert!(LOOPBACK.contains(&loopback));
             let nic = place.nic.expect("network");
             assert!(nic.network.cidr.contains(&nic.address));
@@ -358,7 +406,10 @@ mod tests {
         let (_folder, store) = store();
         let mut taken = Taken::default();
         for _ in 0..253 {
-            let nic = allocate(&store, Claim::random(), wants(), &taken).expect("room").nic.expect("nic");
+            let nic = allocate(&store, Claim::random(), wants(), &taken)
+                .expect("room")
+                .nic
+                .expect("nic");
             assert!(taken.internal.insert(nic.address), "{} twice", nic.address);
         }
         let error = allocate(&store, Claim::random(), wants(), &taken).expect_err("full");
@@ -368,7 +419,10 @@ mod tests {
     #[test]
     fn the_first_machine_gets_the_first_usual_address() {
         let (_folder, store) = store();
-        let nic = allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room").nic.expect("nic");
+        let nic = allocate(&store, Claim::random(), wants(), &Taken::default())
+            .expect("room")
+            .nic
+            .expect("nic");
         assert_eq!(nic.address, Ipv4Addr::new(10, 133, 7, 101));
     }
 
@@ -376,8 +430,11 @@ mod tests {
     fn an_overlapping_network_is_refused_with_both_shown() {
         let (_folder, store) = store();
         allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room");
-        let error = check_network(&store, "10.133.0.0/16".parse().expect("cidr")).expect_err("overlap");
-        assert!(error.message().contains("10.133.0.0/16") && error.message().contains("10.133.7.0/24"));
+        let error =
+            check_network(&store, "10.133.0.0/16".parse().expect("cidr")).expect_err("overlap");
+        assert!(
+            error.message().contains("10.133.0.0/16") && error.message().contains("10.133.7.0/24")
+        );
         check_network(&store, "10.133.7.0/24".parse().expect("cidr")).expect("our own");
         check_network(&store, "10.140.0.0/24".parse().expect("cidr")).expect("apart");
     }
@@ -396,14 +453,26 @@ mod tests {
     #[test]
     fn words_that_are_not_ports_are_refused() {
         for words in ["", "0", "65536", "x", "1:", ":1", "1:2:3", "-1"] {
-            let error = publish(words, IpAddr::V4(Ipv4Addr::LOCALHOST), &Taken::default(), true).expect_err(words);
+            let error = publish(
+                words,
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                &Taken::default(),
+                true,
+            )
+            .expect_err(words);
             assert_eq!(error.kind(), Kind::Usage, "{words}");
         }
     }
 
     #[test]
     fn a_wished_host_port_is_kept() {
-        let forward = publish("18080:80", IpAddr::V4(Ipv4Addr::LOCALHOST), &Taken::default(), true).expect("ports");
+        let forward = publish(
+            "18080:80",
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            &Taken::default(),
+            true,
+        )
+        .expect("ports");
         assert_eq!((forward.host.port(), forward.guest), (18080, 80));
     }
 

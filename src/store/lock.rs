@@ -78,7 +78,12 @@ impl Drop for Lock {
 ///
 /// # Errors
 /// [`Kind::Conflict`] that names the holder's pid when it is still held at the deadline.
-pub async fn acquire(store: &Store, guarded: &Guarded, patience: Duration, events: &Events) -> Result<Lock> {
+pub async fn acquire(
+    store: &Store,
+    guarded: &Guarded,
+    patience: Duration,
+    events: &Events,
+) -> Result<Lock> {
     let folder = store.root().join("locks");
     let path = folder.join(guarded.file());
     let mut file = fs::OpenOptions::new()
@@ -88,9 +93,15 @@ pub async fn acquire(store: &Store, guarded: &Guarded, patience: Duration, event
         .truncate(false)
         .mode(0o600)
         .open(&path)
-        .map_err(|error| atomic::full(error, &format!("failed to open the lock `{}`", path.display())))?;
-    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())
-        .or_fail(Kind::Io, || format!("failed to prepare the lock `{}`", path.display()))?;
+        .map_err(|error| {
+            atomic::full(
+                error,
+                &format!("failed to open the lock `{}`", path.display()),
+            )
+        })?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).or_fail(Kind::Io, || {
+        format!("failed to prepare the lock `{}`", path.display())
+    })?;
     let deadline = Instant::now() + patience;
     let mut told = false;
     loop {
@@ -98,21 +109,32 @@ pub async fn acquire(store: &Store, guarded: &Guarded, patience: Duration, event
             Ok(()) => break,
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
             Err(error) => {
-                return Err(Error::new(Kind::Io, format!("failed to lock `{}`", path.display())).because(error));
+                return Err(
+                    Error::new(Kind::Io, format!("failed to lock `{}`", path.display()))
+                        .because(error),
+                );
             }
         }
         if Instant::now() >= deadline {
             let holder = holder(&path);
             return Err(Error::new(
                 Kind::Conflict,
-                format!("{} is busy: {holder} still holds it after {} s", guarded.what(), patience.as_secs()),
+                format!(
+                    "{} is busy: {holder} still holds it after {} s",
+                    guarded.what(),
+                    patience.as_secs()
+                ),
             )
             .hint("wait for that process to end, or end it; then run the same command again"));
         }
         if !told {
             told = true;
             events
-                .step(&format!("waiting for {}", guarded.what()), &holder(&path), Some(deadline))
+                .step(
+                    &format!("waiting for {}", guarded.what()),
+                    &holder(&path),
+                    Some(deadline),
+                )
                 .await;
         }
         crate::interrupt::check()?;
@@ -129,7 +151,12 @@ pub async fn acquire(store: &Store, guarded: &Guarded, patience: Duration, event
 ///
 /// # Errors
 /// As [`acquire`].
-pub async fn acquire_machines(store: &Store, names: &[String], patience: Duration, events: &Events) -> Result<Vec<Lock>> {
+pub async fn acquire_machines(
+    store: &Store,
+    names: &[String],
+    patience: Duration,
+    events: &Events,
+) -> Result<Vec<Lock>> {
     let mut sorted = names.to_vec();
     sorted.sort();
     sorted.dedup();
@@ -143,7 +170,9 @@ pub async fn acquire_machines(store: &Store, names: &[String], patience: Duratio
 /// Names the process that holds the lock file at `path`: the one that wrote its pid there, or, when
 /// that one is gone, a child of it that has inherited the descriptor.
 fn holder(path: &Path) -> String {
-    let recorded = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let recorded = fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok());
     if let Some(pid) = recorded
         && let Some(name) = command_of(pid)
     {
@@ -171,7 +200,11 @@ fn command_of(pid: u32) -> Option<String> {
 fn open_elsewhere(path: &Path) -> Option<(u32, String)> {
     let wanted = fs::metadata(path).ok()?;
     for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         if pid == std::process::id() {
@@ -181,7 +214,8 @@ fn open_elsewhere(path: &Path) -> Option<(u32, String)> {
             continue;
         };
         let holds = descriptors.flatten().any(|fd| {
-            fs::metadata(fd.path()).is_ok_and(|found| found.ino() == wanted.ino() && found.dev() == wanted.dev())
+            fs::metadata(fd.path())
+                .is_ok_and(|found| found.ino() == wanted.ino() && found.dev() == wanted.dev())
         });
         if holds {
             return Some((pid, command_of(pid).unwrap_or_default()));
@@ -205,22 +239,36 @@ mod tests {
         let (_folder, store) = store();
         let events = Events::silent();
         let machine = Guarded::Machine("n1".into());
-        let held = acquire(&store, &machine, Duration::ZERO, &events).await.expect("free");
+        let held = acquire(&store, &machine, Duration::ZERO, &events)
+            .await
+            .expect("free");
         let error = acquire(&store, &machine, Duration::from_millis(120), &events)
             .await
             .expect_err("held");
         assert_eq!(error.kind(), Kind::Conflict);
-        assert!(error.message().contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(
+            error
+                .message()
+                .contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
         drop(held);
-        acquire(&store, &machine, Duration::ZERO, &events).await.expect("free again");
+        acquire(&store, &machine, Duration::ZERO, &events)
+            .await
+            .expect("free again");
     }
 
     #[tokio::test]
     async fn a_child_holds_the_lock_of_a_process_that_let_go_without_a_word() {
         let (_folder, store) = store();
         let events = Events::silent();
-        let lock = acquire(&store, &Guarded::Image, Duration::ZERO, &events).await.expect("free");
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().expect("sleep");
+        let lock = acquire(&store, &Guarded::Image, Duration::ZERO, &events)
+            .await
+            .expect("free");
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .expect("sleep");
         // As after kill -9: the descriptor is closed, nothing is unlocked by word.
         let path = store.root().join("locks/image.lock");
         let copy = lock.file.try_clone().expect("dup");
@@ -242,10 +290,17 @@ mod tests {
     async fn a_child_does_not_keep_what_was_unlocked_by_word() {
         let (_folder, store) = store();
         let events = Events::silent();
-        let lock = acquire(&store, &Guarded::Addresses, Duration::ZERO, &events).await.expect("free");
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().expect("sleep");
+        let lock = acquire(&store, &Guarded::Addresses, Duration::ZERO, &events)
+            .await
+            .expect("free");
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .expect("sleep");
         drop(lock);
-        acquire(&store, &Guarded::Addresses, Duration::ZERO, &events).await.expect("free again");
+        acquire(&store, &Guarded::Addresses, Duration::ZERO, &events)
+            .await
+            .expect("free again");
         child.kill().expect("kill");
         child.wait().expect("wait");
     }

@@ -58,18 +58,26 @@ impl Store {
         let mine = root.join(format!(".new-store-{id}"));
         write_json(&mine, &Identity { id })?;
         let linked = fs::hard_link(&mine, root.join("store.json"));
-        fs::remove_file(&mine)
-            .map_err(|error| atomic::full(error, &format!("failed to tidy up `{}`", mine.display())))?;
+        fs::remove_file(&mine).map_err(|error| {
+            atomic::full(error, &format!("failed to tidy up `{}`", mine.display()))
+        })?;
         match linked {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(atomic::full(error, &format!("failed to make a store in `{}`", root.display())));
+                return Err(atomic::full(
+                    error,
+                    &format!("failed to make a store in `{}`", root.display()),
+                ));
             }
         }
         atomic::sync_folder(root)?;
-        Self::existing(root)?
-            .ok_or_else(|| Error::new(Kind::Corrupt, format!("`{}` lost its `store.json`", root.display())))
+        Self::existing(root)?.ok_or_else(|| {
+            Error::new(
+                Kind::Corrupt,
+                format!("`{}` lost its `store.json`", root.display()),
+            )
+        })
     }
 
     /// The store at `root` as it is, touching nothing; `None` when there is none yet.
@@ -140,13 +148,17 @@ impl Store {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
-                return Err(Error::new(Kind::Io, format!("failed to list `{}`", folder.display())).because(error));
+                return Err(
+                    Error::new(Kind::Io, format!("failed to list `{}`", folder.display()))
+                        .because(error),
+                );
             }
         };
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|error| {
-                Error::new(Kind::Io, format!("failed to list `{}`", folder.display())).because(error)
+                Error::new(Kind::Io, format!("failed to list `{}`", folder.display()))
+                    .because(error)
             })?;
             if let Ok(name) = entry.file_name().into_string()
                 && !name.starts_with('.')
@@ -154,7 +166,7 @@ impl Store {
                 names.push(name);
             }
         }
-        names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+        names.sort_by_key(|name| natural(name));
         Ok(names)
     }
 }
@@ -162,7 +174,11 @@ impl Store {
 /// Refuses a folder that belongs to another user: what forge writes there would be theirs to change.
 fn own(root: &Path) -> Result<()> {
     let found = fs::metadata(root).map_err(|error| {
-        Error::new(Kind::Io, format!("failed to look at the store `{}`", root.display())).because(error)
+        Error::new(
+            Kind::Io,
+            format!("failed to look at the store `{}`", root.display()),
+        )
+        .because(error)
     })?;
     let me = rustix::process::geteuid().as_raw();
     if found.uid() == me {
@@ -170,7 +186,11 @@ fn own(root: &Path) -> Result<()> {
     }
     Err(Error::new(
         Kind::Refused,
-        format!("the store `{}` belongs to user {}, not to you (user {me})", root.display(), found.uid()),
+        format!(
+            "the store `{}` belongs to user {}, not to you (user {me})",
+            root.display(),
+            found.uid()
+        ),
     )
     .hint("set FORGE_HOME to a folder of your own, or run forge as that user"))
 }
@@ -180,9 +200,13 @@ fn natural(name: &str) -> Vec<(String, u64)> {
     let mut key = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {
-        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let text_end = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let (text, tail) = rest.split_at(text_end);
-        let digits_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let digits_end = tail
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (digits, tail) = tail.split_at(digits_end);
         key.push((text.to_owned(), digits.parse().unwrap_or(0)));
         rest = tail;
@@ -205,7 +229,14 @@ mod tests {
         assert_eq!(fs::metadata(&root).expect("stat").mode() & 0o777, 0o700);
         let stray = fs::read_dir(&root)
             .expect("list")
-            .filter(|entry| entry.as_ref().expect("entry").file_name().to_string_lossy().starts_with(".new"))
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .expect("entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(".new")
+            })
             .count();
         assert_eq!(stray, 0);
     }
@@ -213,7 +244,11 @@ mod tests {
     #[test]
     fn a_newer_store_is_refused_and_left_alone() {
         let folder = tempfile::tempdir().expect("folder");
-        fs::write(folder.path().join("store.json"), r#"{"format":999,"id":"x"}"#).expect("write");
+        fs::write(
+            folder.path().join("store.json"),
+            r#"{"format":999,"id":"x"}"#,
+        )
+        .expect("write");
         let error = Store::open(folder.path()).expect_err("newer");
         assert_eq!(error.kind(), Kind::Newer);
         assert!(!folder.path().join("machines").exists());

@@ -21,7 +21,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error));
+            return Err(
+                Error::new(Kind::Io, format!("failed to read `{}`", path.display())).because(error),
+            );
         }
     };
     let corrupt = |error: serde_json::Error| {
@@ -41,7 +43,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
                     path.display()
                 ),
             )
-            .hint("a newer forge wrote it: install that version, or set FORGE_HOME to another folder"));
+            .hint(
+                "a newer forge wrote it: install that version, or set FORGE_HOME to another folder",
+            ));
         }
         _ => {
             return Err(
@@ -51,7 +55,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             );
         }
     }
-    serde_json::from_value(Value::Object(value)).map(Some).map_err(corrupt)
+    serde_json::from_value(Value::Object(value))
+        .map(Some)
+        .map_err(corrupt)
 }
 
 /// Writes a record, whole, for the owner alone.
@@ -60,13 +66,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// What the file system reports; the old record is then untouched.
 pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let failed = || format!("failed to write `{}`", path.display());
-    let value = serde_json::to_value(record).map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    let value = serde_json::to_value(record)
+        .map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
     let mut whole = Map::new();
     whole.insert("format".to_owned(), FORMAT.into());
     if let Value::Object(fields) = value {
         whole.extend(fields);
     }
-    let mut text = serde_json::to_vec_pretty(&whole).map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    let mut text = serde_json::to_vec_pretty(&whole)
+        .map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
     text.push(b'\n');
     crate::fault::point(&format!("before saving {}", file_name(path)));
     atomic::write(path, &text, 0o600)?;
@@ -82,7 +90,10 @@ pub fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(atomic::full(error, &format!("failed to remove `{}`", path.display()))),
+        Err(error) => Err(atomic::full(
+            error,
+            &format!("failed to remove `{}`", path.display()),
+        )),
     }
 }
 
@@ -110,7 +121,11 @@ mod tests {
         let thing = Thing { name: "n1".into() };
         write_json(&path, &thing).expect("write");
         assert_eq!(read_json(&path).expect("read"), Some(thing));
-        assert!(fs::read_to_string(&path).expect("text").contains("\"format\": 1"));
+        assert!(
+            fs::read_to_string(&path)
+                .expect("text")
+                .contains("\"format\": 1")
+        );
     }
 
     #[test]

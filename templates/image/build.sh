@@ -6,11 +6,23 @@
 # In:  overlay/ (files of the image), packages (one a line), suite, mirrors (lines for apt while it
 #      is made), sources.list (those of the image), size (bytes of the disk), uuid (of the root partition)
 set -eu
+umask 022
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 unset TMPDIR
 
 say() { echo "$*" >progress; }
 die() { echo "$*" >&2; exit 1; }
+
+[ $$ = 1 ] || die "to be run in a PID namespace of its own"
+
+# Whoever waits for this build reads what it prints. When nobody does any more (forge was killed), the
+# build ends within a second, so that the next one need not wait for it.
+(
+    trap '' PIPE
+    while sleep 1; do
+        echo 2>/dev/null || kill -KILL -1
+    done
+) &
 
 suite=$(cat suite)
 size=$(cat size)
@@ -29,6 +41,7 @@ mmdebstrap --mode=root --format=directory --variant=minbase --architectures=amd6
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+    --dpkgopt='path-exclude=/usr/lib/binfmt.d/python*' \
     --dpkgopt='force-unsafe-io' \
     --extract-hook='echo unpacking the base >progress' \
     --essential-hook='echo installing packages >progress; cp -r --preserve=mode overlay/. "$1"/' \

@@ -143,7 +143,8 @@ jobs=
 [ $((all - start - length)) -le 65536 ] || jobs=forge-grow.service
 
 # The engine is configured over the first connection and started then: starting it now as well would
-# cost a start. Its job of this boot is taken back; later boots start it.
-systemctl stop --no-block docker.service docker.socket
+# cost a start. Its job of this boot is taken back, with the wait for the network that only it asks for;
+# later boots start both.
+systemctl stop --no-block docker.service docker.socket systemd-networkd-wait-online.service
 [ -z "$jobs" ] || systemctl start --no-block $jobs
 finish "this is $name"

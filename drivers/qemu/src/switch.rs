@@ -256,7 +256,7 @@ impl Switch {
         match socket.send_to(frame, path) {
             Ok(_) => port.stuck = false,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                port.stuck = true
+                port.stuck = true;
             }
             // Nobody is bound to it any more. The file is its machine's to remove.
             Err(_) => self.learned.retain(|_, port| port != path),

@@ -28,16 +28,23 @@ impl Down {
         ClusterRecord::load(&reader.store, &name)?;
         if !self.yes {
             let count = members(&reader.store, &name)?.len();
-            confirm(&format!("Remove cluster `{name}`, its {count} machines and all data on their disks?"))?;
+            confirm(&format!(
+                "Remove cluster `{name}`, its {count} machines and all data on their disks?"
+            ))?;
         }
         let (forge, drawing) = session.worker("cluster-down")?;
         let done = down::down(&forge, &name).await;
         drawing.finish(forge).await;
         let removed = done?;
         if session.json() {
-            println!("{}", json!({"event": "summary", "cluster": name, "changed": removed}));
+            println!(
+                "{}",
+                json!({"event": "summary", "cluster": name, "changed": removed})
+            );
         } else {
-            report::note(&format!("cluster `{name}` is gone: {removed} machines removed"));
+            report::note(&format!(
+                "cluster `{name}` is gone: {removed} machines removed"
+            ));
         }
         Ok(Outcome::Done)
     }

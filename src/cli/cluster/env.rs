@@ -32,7 +32,12 @@ impl Env {
         let name = self.named.parse()?;
         let manager = running_manager(&forge, &name).await?;
         let lines = variables(session, &manager.name, false).await?;
-        show(session, self.shell.unwrap_or_else(Shell::of_user), &lines, &format!("forge cluster env {name}"));
+        show(
+            session,
+            self.shell.unwrap_or_else(Shell::of_user),
+            &lines,
+            &format!("forge cluster env {name}"),
+        );
         Ok(Outcome::Done)
     }
 }
@@ -44,7 +49,10 @@ impl Env {
 pub async fn running_manager(forge: &Forge, name: &ClusterName) -> Result<Record> {
     ClusterRecord::load(&forge.store, name)?;
     for record in in_order(forge, name)? {
-        let manager = record.member.as_ref().is_some_and(|member| member.role == Role::Manager);
+        let manager = record
+            .member
+            .as_ref()
+            .is_some_and(|member| member.role == Role::Manager);
         if manager
             && record.stage == Stage::Ready
             && !record.leaving
@@ -53,6 +61,11 @@ pub async fn running_manager(forge: &Forge, name: &ClusterName) -> Result<Record
             return Ok(record);
         }
     }
-    Err(Error::new(Kind::Unavailable, format!("no manager of cluster `{name}` is running"))
-        .hint(format!("`forge cluster start {name}` starts it, `forge cluster up {name}` mends it")))
+    Err(Error::new(
+        Kind::Unavailable,
+        format!("no manager of cluster `{name}` is running"),
+    )
+    .hint(format!(
+        "`forge cluster start {name}` starts it, `forge cluster up {name}` mends it"
+    )))
 }

@@ -17,7 +17,9 @@ pub struct Ls {
     quiet: bool,
 }
 
-const HEADINGS: [&str; 7] = ["NAME", "MANAGERS", "WORKERS", "ZONES", "MACHINES", "SWARM", "ERRORS"];
+const HEADINGS: [&str; 7] = [
+    "NAME", "MANAGERS", "WORKERS", "ZONES", "MACHINES", "SWARM", "ERRORS",
+];
 
 impl Ls {
     /// Prints the list; no provider and no machine is asked.
@@ -30,11 +32,18 @@ impl Ls {
                     println!("{name}");
                     continue;
                 }
-                let machines = name.parse::<ClusterName>().and_then(|name| members(&store, &name)).map(|all| all.len());
+                let machines = name
+                    .parse::<ClusterName>()
+                    .and_then(|name| members(&store, &name))
+                    .map(|all| all.len());
                 let error = match (&record, &machines) {
                     (Err(error), _) | (_, Err(error)) => error.message().to_owned(),
-                    (Ok(record), _) if record.leaving => format!("being removed: `forge cluster down {name}` goes on"),
-                    (Ok(record), _) if record.cluster_id.is_none() => format!("not founded yet: `forge cluster up {name}` goes on"),
+                    (Ok(record), _) if record.leaving => {
+                        format!("being removed: `forge cluster down {name}` goes on")
+                    }
+                    (Ok(record), _) if record.cluster_id.is_none() => {
+                        format!("not founded yet: `forge cluster up {name}` goes on")
+                    }
                     _ => String::new(),
                 };
                 let spec = record.as_ref().ok().map(|record| &record.spec);
@@ -44,8 +53,15 @@ impl Ls {
                     number(spec.map(|spec| spec.managers)),
                     number(spec.map(|spec| spec.workers)),
                     number(spec.map(|spec| spec.zones)),
-                    machines.as_ref().map(ToString::to_string).unwrap_or_default(),
-                    record.as_ref().ok().and_then(|record| record.cluster_id.clone()).unwrap_or_default(),
+                    machines
+                        .as_ref()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
+                    record
+                        .as_ref()
+                        .ok()
+                        .and_then(|record| record.cluster_id.clone())
+                        .unwrap_or_default(),
                     error.clone(),
                 ]);
                 list.push(json!({"name": name, "spec": spec, "machines": machines.ok(),

@@ -51,7 +51,13 @@ impl Restart {
     }
 }
 
-async fn change(session: &Session, command: &str, named: &Named, off: bool, on: bool) -> Result<Outcome> {
+async fn change(
+    session: &Session,
+    command: &str,
+    named: &Named,
+    off: bool,
+    on: bool,
+) -> Result<Outcome> {
     let name = named.parse()?;
     session.reader()?;
     let (forge, drawing) = session.worker(command)?;
@@ -59,18 +65,30 @@ async fn change(session: &Session, command: &str, named: &Named, off: bool, on: 
     drawing.finish(forge).await;
     let changed = done?;
     if session.json() {
-        println!("{}", json!({"event": "summary", "cluster": name, "changed": changed}));
+        println!(
+            "{}",
+            json!({"event": "summary", "cluster": name, "changed": changed})
+        );
     } else {
         report::note(&format!(
             "cluster `{name}` is {}{}",
             if on { "whole, its quorum holds" } else { "off" },
-            if changed == 0 { " (nothing to change)" } else { "" }
+            if changed == 0 {
+                " (nothing to change)"
+            } else {
+                ""
+            }
         ));
     }
     Ok(Outcome::Done)
 }
 
-async fn turn(forge: &Forge, name: &forge::cluster::spec::ClusterName, off: bool, on: bool) -> Result<usize> {
+async fn turn(
+    forge: &Forge,
+    name: &forge::cluster::spec::ClusterName,
+    off: bool,
+    on: bool,
+) -> Result<usize> {
     let mut changed = 0;
     if off {
         changed += down::stop(forge, name).await?;

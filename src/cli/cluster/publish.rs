@@ -30,7 +30,8 @@ impl Publish {
             ClusterRecord::load(&forge.store, &name)?;
             let mut shown = Vec::new();
             for record in in_order(&forge, &name)? {
-                let forwards = publish::change(&forge, &record.name, &self.ports, self.remove).await?;
+                let forwards =
+                    publish::change(&forge, &record.name, &self.ports, self.remove).await?;
                 shown.push((record.name, forwards));
             }
             Ok(shown)

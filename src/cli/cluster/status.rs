@@ -33,7 +33,22 @@ impl Status {
             return Ok(code);
         }
         let rows: Vec<Vec<String>> = status.nodes.iter().map(cells).collect();
-        print!("{}", table(&["NAME", "ROLE", "ZONE", "STATE", "NODE", "AVAILABILITY", "MANAGER", "ADDRESS"], &rows));
+        print!(
+            "{}",
+            table(
+                &[
+                    "NAME",
+                    "ROLE",
+                    "ZONE",
+                    "STATE",
+                    "NODE",
+                    "AVAILABILITY",
+                    "MANAGER",
+                    "ADDRESS"
+                ],
+                &rows
+            )
+        );
         println!(
             "quorum: {} of {} managers take part, {} needed: {}",
             status.reachable,
@@ -44,7 +59,10 @@ impl Status {
         if let Some(probe) = &status.probe {
             for answer in &probe.answers {
                 let outcome = answer.error.as_deref().unwrap_or("answered");
-                println!("published port {} of {}, asked from {}: {outcome}", probe.port, answer.target, answer.asker);
+                println!(
+                    "published port {} of {}, asked from {}: {outcome}",
+                    probe.port, answer.target, answer.asker
+                );
             }
         }
         for trouble in &status.trouble {
@@ -63,7 +81,9 @@ fn cells(row: &Row) -> Vec<String> {
         word(row.health.as_ref()),
         word(row.availability.as_ref()),
         word(row.manager.as_ref()),
-        row.address.map(|address| address.to_string()).unwrap_or_default(),
+        row.address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
     ]
 }
 
@@ -91,5 +111,16 @@ pub fn nodes_table(nodes: &[Node]) -> String {
             ]
         })
         .collect();
-    table(&["NODE", "STATUS", "AVAILABILITY", "MANAGER", "ZONE", "ADDRESS", "ID"], &rows)
+    table(
+        &[
+            "NODE",
+            "STATUS",
+            "AVAILABILITY",
+            "MANAGER",
+            "ZONE",
+            "ADDRESS",
+            "ID",
+        ],
+        &rows,
+    )
 }

@@ -62,11 +62,19 @@ impl Up {
         let earlier = record.as_ref().map(|record| &record.spec);
         let spec = ClusterSpec {
             name,
-            managers: self.managers.or(earlier.map(|spec| spec.managers)).unwrap_or(3),
-            workers: self.workers.or(earlier.map(|spec| spec.workers)).unwrap_or(0),
+            managers: self
+                .managers
+                .or(earlier.map(|spec| spec.managers))
+                .unwrap_or(3),
+            workers: self
+                .workers
+                .or(earlier.map(|spec| spec.workers))
+                .unwrap_or(0),
             zones: self.zones.or(earlier.map(|spec| spec.zones)).unwrap_or(1),
             drain_managers: self.drain_managers || earlier.is_some_and(|spec| spec.drain_managers),
-            address_pool: self.address_pool.or(earlier.and_then(|spec| spec.address_pool)),
+            address_pool: self
+                .address_pool
+                .or(earlier.and_then(|spec| spec.address_pool)),
         };
         spec.check()?;
         let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
@@ -80,11 +88,16 @@ impl Up {
             network: (chosen.driver.network)(&config)?,
             config,
             origins,
-            image: record.as_ref().map(|record| record.image.clone()).unwrap_or_default(),
+            image: record
+                .as_ref()
+                .map(|record| record.image.clone())
+                .unwrap_or_default(),
         };
         if self.dry_run {
             let plan = match existing {
-                Some(store) => up::dry_run(&session.forge(store, Events::silent()), &request).await?,
+                Some(store) => {
+                    up::dry_run(&session.forge(store, Events::silent()), &request).await?
+                }
                 None => up::first_plan(&request)?,
             };
             show(session, &plan);
@@ -112,7 +125,10 @@ impl Up {
 
 fn show(session: &Session, plan: &Plan) {
     if session.json() {
-        println!("{}", json!({"event": "plan", "changed": plan.changed(), "plan": plan}));
+        println!(
+            "{}",
+            json!({"event": "plan", "changed": plan.changed(), "plan": plan})
+        );
     } else {
         print!("{plan}");
     }

@@ -20,12 +20,21 @@ async fn open(server: &Sshd) -> SshGuest {
 async fn a_command_has_input_outputs_and_a_status() {
     let server = Sshd::start().await;
     let guest = open(&server).await;
-    assert_eq!(fingerprint(guest.host_key()).ok(), fingerprint(&server.host.public_openssh).ok());
-    let output = guest.exec("cat; echo err >&2; exit 7", b"in\0put", DEADLINE).await.expect("runs");
+    assert_eq!(
+        fingerprint(guest.host_key()).ok(),
+        fingerprint(&server.host.public_openssh).ok()
+    );
+    let output = guest
+        .exec("cat; echo err >&2; exit 7", b"in\0put", DEADLINE)
+        .await
+        .expect("runs");
     assert_eq!(output.stdout, b"in\0put");
     assert_eq!(output.stderr, b"err\n");
     assert_eq!(output.status, 7);
-    let output = guest.exec("kill -KILL $$", b"", DEADLINE).await.expect("runs");
+    let output = guest
+        .exec("kill -KILL $$", b"", DEADLINE)
+        .await
+        .expect("runs");
     assert_eq!(output.status, 137);
     guest.close().await;
 }
@@ -47,7 +56,12 @@ async fn many_commands_share_a_connection() {
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..8 {
         let guest = Arc::clone(&guest);
-        tasks.spawn(async move { (index, guest.exec(&format!("echo {index}"), b"", DEADLINE).await) });
+        tasks.spawn(async move {
+            (
+                index,
+                guest.exec(&format!("echo {index}"), b"", DEADLINE).await,
+            )
+        });
     }
     while let Some(done) = tasks.join_next().await {
         let (index, output) = done.expect("joined");
@@ -59,7 +73,10 @@ async fn many_commands_share_a_connection() {
 async fn a_command_that_does_not_read_its_input_still_ends() {
     let server = Sshd::start().await;
     let guest = open(&server).await;
-    let output = guest.exec("exit 3", &vec![b'x'; 20 << 20], DEADLINE).await.expect("ends");
+    let output = guest
+        .exec("exit 3", &vec![b'x'; 20 << 20], DEADLINE)
+        .await
+        .expect("ends");
     assert_eq!(output.status, 3);
 }
 
@@ -67,10 +84,25 @@ async fn a_command_that_does_not_read_its_input_still_ends() {
 async fn a_command_is_left_at_its_deadline_and_the_connection_lives() {
     let server = Sshd::start().await;
     let guest = open(&server).await;
-    let error = guest.exec("sleep 60", b"", Duration::from_millis(300)).await.expect_err("slow");
+    let error = guest
+        .exec("sleep 60", b"", Duration::from_millis(300))
+        .await
+        .expect_err("slow");
     assert_eq!(error.kind(), Kind::Timeout);
-    assert!(error.message().starts_with("failed to run `sleep 60` on `127.0.0.1:"), "{error}");
-    assert_eq!(guest.exec("echo on", b"", DEADLINE).await.expect("runs").text(), "on\n");
+    assert!(
+        error
+            .message()
+            .starts_with("failed to run `sleep 60` on `127.0.0.1:"),
+        "{error}"
+    );
+    assert_eq!(
+        guest
+            .exec("echo on", b"", DEADLINE)
+            .await
+            .expect("runs")
+            .text(),
+        "on\n"
+    );
 }
 
 #[tokio::test]
@@ -80,9 +112,16 @@ async fn a_sink_may_end_a_command_whose_output_is_held_open() {
     let mut seen = Vec::new();
     let mut sink = |bytes: &[u8]| {
         seen.extend_from_slice(bytes);
-        if seen.ends_with(b"done\n") { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if seen.ends_with(b"done\n") {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
-    let output = guest.stream("sleep 5 & echo done", b"", DEADLINE, &mut sink).await.expect("ends");
+    let output = guest
+        .stream("sleep 5 & echo done", b"", DEADLINE, &mut sink)
+        .await
+        .expect("ends");
     assert_eq!(output.status, 0);
     assert_eq!(seen, b"done\n");
 }
@@ -91,9 +130,16 @@ async fn a_sink_may_end_a_command_whose_output_is_held_open() {
 async fn a_dead_connection_ends_what_runs_over_it() {
     let server = Sshd::start().await;
     let guest = open(&server).await;
-    let error = guest.exec("kill -KILL $PPID; sleep 60", b"", DEADLINE).await.expect_err("cut off");
+    let error = guest
+        .exec("kill -KILL $PPID; sleep 60", b"", DEADLINE)
+        .await
+        .expect_err("cut off");
     assert_eq!(error.kind(), Kind::Unavailable);
-    assert!(error.line().contains("the connection was lost"), "{}", error.line());
+    assert!(
+        error.line().contains("the connection was lost"),
+        "{}",
+        error.line()
+    );
 }
 
 #[tokio::test]
@@ -103,9 +149,18 @@ async fn another_host_key_is_refused_with_both_fingerprints() {
     let mut target = server.target();
     target.accept = vec![other.clone()];
     let error = connect(&target, DEADLINE).await.expect_err("another key");
-    assert_eq!((error.kind(), failed_phase(&error)), (Kind::Refused, Some(Phase::HostKey)));
+    assert_eq!(
+        (error.kind(), failed_phase(&error)),
+        (Kind::Refused, Some(Phase::HostKey))
+    );
     for key in [&server.host.public_openssh, &other] {
-        assert!(error.line().contains(&fingerprint(key).expect("fingerprint")), "{}", error.line());
+        assert!(
+            error
+                .line()
+                .contains(&fingerprint(key).expect("fingerprint")),
+            "{}",
+            error.line()
+        );
     }
     assert!(error.deepest_hint().is_some());
     // Both accepted, as while a machine changes its key.
@@ -118,7 +173,13 @@ async fn no_accepted_key_means_no_connection() {
     let server = Sshd::start().await;
     let mut target = server.target();
     target.accept.clear();
-    assert_eq!(connect(&target, DEADLINE).await.expect_err("nothing accepted").kind(), Kind::Invalid);
+    assert_eq!(
+        connect(&target, DEADLINE)
+            .await
+            .expect_err("nothing accepted")
+            .kind(),
+        Kind::Invalid
+    );
 }
 
 #[tokio::test]
@@ -130,9 +191,15 @@ async fn a_server_without_an_ed25519_key_gets_no_further_than_the_key_exchange()
         key: generate_key("x").expect("key").private_openssh,
         accept: vec![generate_key("x").expect("key").public_openssh],
     };
-    let error = connect(&target, DEADLINE).await.expect_err("another kind of key");
+    let error = connect(&target, DEADLINE)
+        .await
+        .expect_err("another kind of key");
     assert_eq!(failed_phase(&error), Some(Phase::KeyExchange));
-    assert!(error.line().contains("ssh-ed25519") && error.line().contains("ecdsa-sha2-nistp256"), "{}", error.line());
+    assert!(
+        error.line().contains("ssh-ed25519") && error.line().contains("ecdsa-sha2-nistp256"),
+        "{}",
+        error.line()
+    );
 }
 
 /// A server of the test's own that has an ECDSA host key alone.
@@ -173,7 +240,10 @@ async fn a_stranger_s_key_fails_in_authentication() {
     let mut target = server.target();
     target.key = generate_key("stranger").expect("key").private_openssh;
     let error = connect(&target, DEADLINE).await.expect_err("refused");
-    assert_eq!((error.kind(), failed_phase(&error)), (Kind::Refused, Some(Phase::Authentication)));
+    assert_eq!(
+        (error.kind(), failed_phase(&error)),
+        (Kind::Refused, Some(Phase::Authentication))
+    );
     assert!(error.line().contains(&target.user), "{}", error.line());
 }
 
@@ -181,9 +251,15 @@ async fn a_stranger_s_key_fails_in_authentication() {
 async fn a_closed_port_fails_in_tcp() {
     let server = Sshd::start().await;
     let mut target = server.target();
-    target.address = StdListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address");
+    target.address = StdListener::bind("127.0.0.1:0")
+        .expect("port")
+        .local_addr()
+        .expect("address");
     let error = connect(&target, DEADLINE).await.expect_err("closed");
-    assert_eq!((error.kind(), failed_phase(&error)), (Kind::Unavailable, Some(Phase::Tcp)));
+    assert_eq!(
+        (error.kind(), failed_phase(&error)),
+        (Kind::Unavailable, Some(Phase::Tcp))
+    );
 }
 
 /// A listener that sends `greeting` to each caller, then closes or stays silent.
@@ -213,27 +289,64 @@ async fn silence_and_nonsense_are_told_by_phase() {
     let cases: [(&[u8], bool, Phase, Kind); 5] = [
         (b"", true, Phase::Banner, Kind::Timeout),
         (b"", false, Phase::Banner, Kind::Unavailable),
-        (b"HTTP/1.0 400 Bad Request\r\n\r\n", false, Phase::Banner, Kind::Unavailable),
-        (b"SSH-2.0-silent\r\n", true, Phase::KeyExchange, Kind::Timeout),
-        (b"SSH-2.0-gone\r\n", false, Phase::KeyExchange, Kind::Unavailable),
+        (
+            b"HTTP/1.0 400 Bad Request\r\n\r\n",
+            false,
+            Phase::Banner,
+            Kind::Unavailable,
+        ),
+        (
+            b"SSH-2.0-silent\r\n",
+            true,
+            Phase::KeyExchange,
+            Kind::Timeout,
+        ),
+        (
+            b"SSH-2.0-gone\r\n",
+            false,
+            Phase::KeyExchange,
+            Kind::Unavailable,
+        ),
     ];
     for (greeting, stay, phase, kind) in cases {
         let mut target = server.target();
         target.address = listener(greeting, stay).await;
-        let error = connect(&target, Duration::from_millis(700)).await.expect_err("no server");
+        let error = connect(&target, Duration::from_millis(700))
+            .await
+            .expect_err("no server");
         let shown = String::from_utf8_lossy(greeting).into_owned();
-        assert_eq!((failed_phase(&error), error.kind()), (Some(phase), kind), "{shown:?}: {}", error.line());
-        let error = presented_key(target.address, Duration::from_millis(700)).await.expect_err("no key");
-        assert_eq!(failed_phase(&error), Some(phase), "{shown:?}: {}", error.line());
+        assert_eq!(
+            (failed_phase(&error), error.kind()),
+            (Some(phase), kind),
+            "{shown:?}: {}",
+            error.line()
+        );
+        let error = presented_key(target.address, Duration::from_millis(700))
+            .await
+            .expect_err("no key");
+        assert_eq!(
+            failed_phase(&error),
+            Some(phase),
+            "{shown:?}: {}",
+            error.line()
+        );
     }
 }
 
 #[tokio::test]
 async fn the_presented_key_is_read_without_a_login() {
     let server = Sshd::start().await;
-    let key = presented_key(server.address, DEADLINE).await.expect("presented");
-    assert_eq!(fingerprint(&key).ok(), fingerprint(&server.host.public_openssh).ok());
-    assert!(key.starts_with("ssh-ed25519 ") && key.split(' ').count() == 2, "{key}");
+    let key = presented_key(server.address, DEADLINE)
+        .await
+        .expect("presented");
+    assert_eq!(
+        fingerprint(&key).ok(),
+        fingerprint(&server.host.public_openssh).ok()
+    );
+    assert!(
+        key.starts_with("ssh-ed25519 ") && key.split(' ').count() == 2,
+        "{key}"
+    );
 }
 
 #[tokio::test]
@@ -241,7 +354,14 @@ async fn sessions_outlive_the_listening_server() {
     let mut server = Sshd::start().await;
     let guest = open(&server).await;
     server.stop().await;
-    assert_eq!(guest.exec("echo on", b"", DEADLINE).await.expect("runs").text(), "on\n");
+    assert_eq!(
+        guest
+            .exec("echo on", b"", DEADLINE)
+            .await
+            .expect("runs")
+            .text(),
+        "on\n"
+    );
     assert!(!guest.is_closed());
 }
 
