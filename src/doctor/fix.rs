@@ -148,6 +148,12 @@ pub async fn apply(plan: &Plan, on_step: &(dyn Fn(&Step) + Send + Sync)) -> Resu
         )
         .hint(format!("as root, run\n{}", lines.join("\n"))));
     }
+    if !root && !plan.steps.is_empty() {
+        // Asked once, in the foreground: the steps run apart from the terminal.
+        let mut ask = Command::new("sudo");
+        ask.arg("-v");
+        process::foreground(ask).await?;
+    }
     for step in &plan.steps {
         on_step(step);
         let (words, input): (Vec<String>, Option<&[u8]>) = match step {

@@ -11,6 +11,8 @@ mod claim;
 pub mod conformance;
 mod driver;
 pub mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod finding;
 mod instance;
 pub mod process;

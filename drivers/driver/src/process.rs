@@ -86,8 +86,10 @@ pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration)
         })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        // A group of its own: it ends as a whole, and a Ctrl-C at the terminal lets it end its step.
+        .process_group(0);
     let mut child = command.spawn().map_err(|error| missing(&program, error))?;
+    let group = Group(child.id());
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
     let stderr = child.stderr.take();
@@ -110,14 +112,44 @@ pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration)
         })
     };
     match timeout(deadline, work).await {
-        Ok(done) => done,
+        Ok(done) => {
+            // What it left running on purpose (a daemon) stays.
+            std::mem::forget(group);
+            done
+        }
         Err(_) => {
-            let _ = child.start_kill();
+            drop(group);
             let _ = timeout(Duration::from_secs(5), child.wait()).await;
             Err(Error::new(
                 Kind::Timeout,
                 format!("`{program}` did not end within {} s", deadline.as_secs()),
             ))
+        }
+    }
+}
+
+/// Runs `command` in the foreground of the terminal, so that it can ask the user, and waits for its end.
+///
+/// # Errors
+/// [`Kind::Unavailable`] when the program is missing, [`Kind::Failed`] when it does not exit with 0.
+pub async fn foreground(mut command: Command) -> Result<()> {
+    let program = name_of(command.as_std().get_program());
+    let status = command.status().await.map_err(|error| missing(&program, error))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Failed, format!("`{program}` ended with {status}")))
+}
+
+/// A process group that is killed when this is dropped: the child and all that it started.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let pid = self.0.and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // Gone already: nothing to end.
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
     }
 }
@@ -207,10 +239,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_is_ended_at_its_deadline() {
-        let error = run(sh("exec sleep 60"), None, Duration::from_millis(50))
+        let error = run(sh("sleep 60"), None, Duration::from_millis(50))
             .await
             .expect_err("too slow");
         assert_eq!(error.kind(), Kind::Timeout);
+    }
+
+    #[tokio::test]
+    async fn what_a_child_started_ends_with_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        run(sh(&script), None, Duration::from_millis(500))
+            .await
+            .expect_err("too slow");
+        let pid = std::fs::read_to_string(file).expect("the grandchild began");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")));
     }
 
     #[tokio::test]
