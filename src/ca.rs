@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::event::Events;
 use crate::machine::{Record, Tls};
 use crate::secret::Secret;
-use crate::store::Store;
+use crate::store::{Store, write_file};
 use crate::store::lock::{Guarded, acquire};
 
 /// The CA lives this long.
@@ -200,20 +200,16 @@ fn save_pair(
     key_name: &str,
     (certificate, key): &(String, Secret),
 ) -> Result<()> {
-    crate::fault::point(&format!("before saving {key_name}.pem"));
-    atomic::write(
+    write_file(
         &folder.join(format!("{key_name}.pem")),
         key.expose().as_bytes(),
         0o600,
     )?;
-    crate::fault::point(&format!("between {key_name}.pem and {name}.pem"));
-    atomic::write(
+    write_file(
         &folder.join(format!("{name}.pem")),
         certificate.as_bytes(),
         0o644,
-    )?;
-    crate::fault::point(&format!("after saving {name}.pem"));
-    Ok(())
+    )
 }
 
 fn failed(error: rcgen::Error) -> Error {

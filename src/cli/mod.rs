@@ -44,7 +44,7 @@ use render::{Drawing, Style};
     subcommand_required = true,
     arg_required_else_help = true,
     disable_help_subcommand = false,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched; `forge ssh` ends with the code of the remote command."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched, 130 interrupted; `forge ssh` ends with the code of the remote command."
 )]
 struct Cli {
     #[command(flatten)]

@@ -3,7 +3,8 @@
 use clap::Args;
 use forge::machine::{Forge, Record};
 use forge::remote::HostKeys;
-use forge_driver::{Result, atomic};
+use forge::store::write_file;
+use forge_driver::Result;
 use serde_json::json;
 
 use super::{Outcome, Session};
@@ -64,7 +65,7 @@ fn section(forge: &Forge, record: &Record) -> Result<(String, serde_json::Value)
     let host = address.ip().to_string();
     let text = HostKeys::new(record.ssh.accepted())?.known_hosts(&[&host], address.port());
     if std::fs::read_to_string(&known).ok().as_deref() != Some(&text) {
-        atomic::write(&known, text.as_bytes(), 0o600)?;
+        write_file(&known, text.as_bytes(), 0o600)?;
     }
     let key = folder.join("id_ed25519");
     let config = format!(

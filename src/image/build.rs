@@ -48,6 +48,11 @@ const OVERLAY: &[(&str, &str, u32)] = &[
     ("fstab", "etc/fstab", 0o644),
     ("grub.cfg", "boot/grub/grub.cfg", 0o644),
     (
+        "initramfs-dev.sh",
+        "etc/initramfs-tools/scripts/init-bottom/forge",
+        0o755,
+    ),
+    (
         "initramfs-drivers.sh",
         "etc/initramfs-tools/scripts/init-top/forge",
         0o755,

@@ -22,13 +22,12 @@ use tokio::time::{Instant, sleep};
 use super::access::Connection;
 use super::seed::{self, FIRST_HOST_KEY};
 use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record, state};
-use crate::fault;
 use crate::interrupt;
 use crate::registry;
 use crate::remote::ssh::{Phase, failed_phase};
 use crate::remote::{KeyPair, generate_key};
 use crate::secret::Secret;
-use crate::store::addresses;
+use crate::store::{addresses, write_file};
 use crate::store::lock::{Guarded, acquire};
 
 /// The user that forge makes on its machines.
@@ -87,8 +86,7 @@ pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
             0o600,
         ),
     ] {
-        fault::point(&format!("before saving {name}"));
-        atomic::write(
+        write_file(
             &folder.join(name),
             format!("{}\n", text.trim_end()).as_bytes(),
             mode,

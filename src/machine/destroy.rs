@@ -94,9 +94,7 @@ fn forget(forge: &Forge, name: &str) -> Result<()> {
             remove_file(&entry.path())?;
         }
     }
-    crate::fault::point("before removing machine.json");
     remove_file(&folder.join("machine.json"))?;
-    crate::fault::point("after removing machine.json");
     match fs::remove_dir(&folder) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

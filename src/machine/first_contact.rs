@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::access::Connection;
 use super::seed::FIRST_HOST_KEY;
 use super::{Forge, Record, Stage};
+use crate::interrupt;
 use crate::remote::first_contact;
 use crate::store::remove_file;
 
@@ -72,6 +73,7 @@ async fn confirm(forge: &Forge, record: &Record, own: &str) -> Result<()> {
             .because(error)
             .hint("run the same command again: it goes on from here"));
         }
+        interrupt::check()?;
         forge.events.trouble(&error).await;
         sleep(Duration::from_millis(200)).await;
     }

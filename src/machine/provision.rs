@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use forge_driver::{Result, atomic};
+use forge_driver::Result;
 use jiff::{Timestamp, ToSpan};
 use tokio::time::Instant;
 
@@ -12,8 +12,10 @@ use super::access::Connection;
 use super::{Forge, Record, Stage};
 use crate::ca::{self, Authority};
 use crate::engine::{self, server_name};
+use crate::interrupt;
 use crate::playbook::{self, Secrets, Status, Vars};
 use crate::secret::Secret;
+use crate::store::write_file;
 
 /// A certificate that expires within this many days is made anew.
 const RENEW_DAYS: i64 = 30;
@@ -41,8 +43,15 @@ pub async fn apply(
 ) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
     let (mut record, server) = certificate(forge, record, &authority)?;
-    forge.events.step("provisioning", "", None).await;
     let start = Instant::now();
+    forge
+        .events
+        .step(
+            "provisioning",
+            "the playbooks kernel, firewall and docker",
+            Some(start + forge.patience),
+        )
+        .await;
     let job = job(forge, &record, &authority, &server, peers, false)?;
     let events = forge.events.clone();
     let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
@@ -101,6 +110,7 @@ pub async fn prove(
                     .hint(format!("`forge logs {}` shows what it says", record.name)));
             }
             Err(error) => {
+                interrupt::check()?;
                 forge
                     .events
                     .step(
@@ -149,8 +159,8 @@ fn certificate(
         }
     }
     let issued = authority.issue(&names)?;
-    atomic::write(&paths.1, issued.key.expose().as_bytes(), 0o600)?;
-    atomic::write(&paths.0, issued.certificate.as_bytes(), 0o644)?;
+    write_file(&paths.1, issued.key.expose().as_bytes(), 0o600)?;
+    write_file(&paths.0, issued.certificate.as_bytes(), 0o644)?;
     record.tls = Some(issued.facts);
     record.save(&forge.store)?;
     Ok((record, (issued.certificate, issued.key)))
@@ -160,7 +170,7 @@ fn keep(path: &std::path::Path, text: &str, mode: u32) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|found| found == text) {
         return Ok(());
     }
-    atomic::write(path, text.as_bytes(), mode)
+    write_file(path, text.as_bytes(), mode)
 }
 
 /// Everything that a container host of forge's is, as one script.

@@ -106,7 +106,7 @@ pub(super) fn compile_with(
          unset ENV CDPATH\n\
          set +e +u -f\n\
          umask 022\n\
-         forge_nonce={nonce} forge_dry={dry} forge_state={state} forge_changed= forge_would= forge_noted=' ' forge_step= forge_secrets=\n\
+         forge_nonce={nonce} forge_dry={dry} forge_state={state} forge_changed= forge_would= forge_pending= forge_noted=' ' forge_step= forge_secrets=\n\
          forge_unit_names={units} forge_files={files} forge_paths={paths} forge_sums=\n\
          forge_library={library}\n\
          eval \"$forge_library\"\n\

@@ -1,4 +1,5 @@
 forge_child() {
+  forge_flush
   timeout -k 5 "$1" sh /proc/self/fd/3 3<<FORGE_CHILD
 exec 3<&-
 forge_nonce=$forge_nonce
@@ -10,8 +11,19 @@ $3
 FORGE_CHILD
 }
 forge_end() {
+  forge_flush
   printf '\n@%s end %s %s\n' "$forge_nonce" "$forge_step" "$1"
   forge_step=
+}
+# A step that printed nothing may be reported together with the next: every write is a packet, and a packet
+# costs the machine as much as a step.
+forge_quietly() {
+  forge_pending="$forge_pending$forge_nl@$forge_nonce end $forge_step $1$forge_nl"
+  forge_step=
+}
+forge_flush() {
+  [ -z "$forge_pending" ] || printf '%s' "$forge_pending"
+  forge_pending=
 }
 forge_fail() {
   forge_end "failed $1"
@@ -21,11 +33,15 @@ forge_leave() {
   forge_rc=$?
   trap - EXIT
   [ -z "$forge_step" ] || forge_end "failed exit $forge_rc"
+  forge_flush
   [ -z "$forge_changed" ] || sync
   forge_frame "done"
   exit "$forge_rc"
 }
-forge_inline() { eval "$1"; }
+forge_inline() {
+  forge_flush
+  eval "$1"
+}
 forge_begin() {
   forge_step=$1
   forge_when= forge_touches= forge_own= forge_check= forge_check_deadline= forge_apply=
@@ -140,8 +156,9 @@ forge_as_wished() {
 }
 forge_ensure() {
   if forge_skipped; then return; fi
-  if forge_as_wished; then forge_end ok; return; fi
+  if forge_as_wished; then forge_quietly ok; return; fi
   if [ -n "$forge_dry" ]; then forge_pretend; return; fi
+  forge_flush
   forge_note
   if [ -n "$forge_sum" ]; then forge_write; else forge_mkdir; fi || forge_fail "exit $?"
   forge_end changed

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use forge_driver::{Error, Kind, Result};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ssh::{SshGuest, seconds};
 use super::{ExecOutput, Guest, OUTPUT_LIMIT, Sink};
@@ -34,12 +34,30 @@ impl Guest for SshGuest {
         deadline: Duration,
         sink: &mut Sink<'_>,
     ) -> Result<ExecOutput> {
-        match timeout(deadline, self.converse(command, input, sink)).await {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(why)) => Err(Error::new(Kind::Unavailable, self.failed(command)).because(why)),
-            // Dropping the channel closes it: the other side sees the end of its output.
-            Err(_) => Err(Error::new(Kind::Timeout, self.failed(command))
-                .because(format!("it did not end within {}", seconds(deadline)))),
+        let end = Instant::now() + deadline;
+        let lost = |why: String| Error::new(Kind::Unavailable, self.failed(command)).because(why);
+        let late = || {
+            Error::new(Kind::Timeout, self.failed(command))
+                .because(format!("it did not end within {}", seconds(deadline)))
+        };
+        let (mut reader, writer) = match timeout_at(end, self.start(command)).await {
+            Ok(started) => started.map_err(lost)?,
+            Err(_) => return Err(late()),
+        };
+        let feeding = async {
+            // A command that does not read its input to the end says so by its exit status.
+            let _ = feed(&writer, input).await;
+            std::future::pending().await
+        };
+        let output = tokio::select! {
+            output = timeout_at(end, collect(&mut reader, sink)) => output,
+            never = feeding => never,
+        };
+        // A command that is left behind meets a closed pipe at its next word.
+        let _ = timeout(Duration::from_millis(200), writer.close()).await;
+        match output {
+            Ok(output) => output.map_err(lost),
+            Err(_) => Err(late()),
         }
     }
 }
@@ -56,26 +74,13 @@ impl SshGuest {
         format!("failed to run `{shown}{more}` on `{}`", self.address)
     }
 
-    async fn converse(
+    async fn start(
         &self,
         command: &str,
-        input: &[u8],
-        sink: &mut Sink<'_>,
-    ) -> Result<ExecOutput, String> {
+    ) -> Result<(ChannelReadHalf, ChannelWriteHalf<client::Msg>), String> {
         let channel = self.handle.channel_open_session().await.map_err(lost)?;
         channel.exec(true, command).await.map_err(lost)?;
-        let (mut reader, writer) = channel.split();
-        let feeding = async {
-            // A command that does not read its input to the end says so by its exit status.
-            let _ = feed(&writer, input).await;
-            std::future::pending().await
-        };
-        let output = tokio::select! {
-            output = collect(&mut reader, sink) => output,
-            never = feeding => never,
-        };
-        let _ = timeout(Duration::from_millis(200), writer.close()).await;
-        output
+        Ok(channel.split())
     }
 }
 

@@ -105,6 +105,13 @@ impl fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
+/// The error of a connection that stopped in `phase`, for guests that are reached in other ways.
+#[cfg(feature = "lab")]
+pub(crate) fn stopped_in(kind: Kind, phase: Phase, message: String, why: &str) -> Error {
+    let why = why.to_owned();
+    Error::new(kind, message).because(Stopped { phase, why })
+}
+
 /// The phase in which [`connect`] or [`presented_key`] failed, when `error` comes from one of them.
 pub fn failed_phase(error: &Error) -> Option<Phase> {
     let mut next = std::error::Error::source(error);

@@ -16,7 +16,7 @@ use forge_driver::{Error, Kind, Result, atomic};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use records::{FORMAT, read_json, remove_file, write_json};
+pub use records::{FORMAT, read_json, remove_file, write_file, write_json};
 
 /// A folder that holds everything forge remembers.
 #[derive(Clone, Debug)]
@@ -58,6 +58,7 @@ impl Store {
         let mine = root.join(format!(".new-store-{id}"));
         write_json(&mine, &Identity { id })?;
         let linked = fs::hard_link(&mine, root.join("store.json"));
+        crate::fault::point("after linking store.json");
         fs::remove_file(&mine).map_err(|error| {
             atomic::full(error, &format!("failed to tidy up `{}`", mine.display()))
         })?;

@@ -76,8 +76,16 @@ pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(&whole)
         .map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
     text.push(b'\n');
+    write_file(path, &text, 0o600)
+}
+
+/// Writes a file of the store, whole. Every one of them is written here.
+///
+/// # Errors
+/// What the file system reports; the old file is then untouched.
+pub fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     crate::fault::point(&format!("before saving {}", file_name(path)));
-    atomic::write(path, &text, 0o600)?;
+    atomic::write(path, contents, mode)?;
     crate::fault::point(&format!("after saving {}", file_name(path)));
     Ok(())
 }
@@ -87,14 +95,19 @@ pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<()> {
 /// # Errors
 /// What the file system reports.
 pub fn remove_file(path: &Path) -> Result<()> {
+    crate::fault::point(&format!("before removing {}", file_name(path)));
     match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(atomic::full(
-            error,
-            &format!("failed to remove `{}`", path.display()),
-        )),
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(atomic::full(
+                error,
+                &format!("failed to remove `{}`", path.display()),
+            ));
+        }
     }
+    crate::fault::point(&format!("after removing {}", file_name(path)));
+    Ok(())
 }
 
 fn file_name(path: &Path) -> String {

@@ -106,6 +106,30 @@ async fn a_command_is_left_at_its_deadline_and_the_connection_lives() {
 }
 
 #[tokio::test]
+async fn a_command_that_is_left_meets_a_closed_pipe() {
+    let server = Sshd::start().await;
+    let guest = open(&server).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let pid = folder.path().join("pid");
+    let command = format!(
+        "echo $$ >{}; while :; do echo on; sleep 0.05; done",
+        pid.display()
+    );
+    let error = guest
+        .exec(&command, b"", Duration::from_secs(5))
+        .await
+        .expect_err("endless");
+    assert_eq!(error.kind(), Kind::Timeout);
+    let pid = std::fs::read_to_string(&pid).expect("it had begun");
+    let gone = tokio::time::timeout(DEADLINE, async {
+        while std::path::Path::new("/proc").join(pid.trim()).exists() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    gone.await.expect("it ended by itself");
+}
+
+#[tokio::test]
 async fn a_sink_may_end_a_command_whose_output_is_held_open() {
     let server = Sshd::start().await;
     let guest = open(&server).await;
