@@ -20,8 +20,8 @@ use sha2::{Digest, Sha256};
 use crate::event::Events;
 use crate::machine::{Record, Tls};
 use crate::secret::Secret;
-use crate::store::{Store, write_file};
 use crate::store::lock::{Guarded, acquire};
+use crate::store::{Store, write_file};
 
 /// The CA lives this long.
 const CA_YEARS: i16 = 10;

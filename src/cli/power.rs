@@ -85,6 +85,8 @@ async fn change(
     change: Change,
     names: Vec<String>,
 ) -> Result<Outcome> {
+    // Without a store there are no machines, and none is made.
+    session.reader()?;
     let (forge, drawing) = session.worker(command)?;
     let done = change_all(&forge, change, &names).await;
     drawing.finish(forge).await;

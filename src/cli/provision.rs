@@ -21,6 +21,8 @@ impl Provision {
     /// Provisions them all at once.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let names = or_default(self.names);
+        // Without a store there are no machines, and none is made.
+        session.reader()?;
         let (forge, drawing) = session.worker("provision")?;
         let done = all(&forge, &names).await;
         drawing.finish(forge).await;

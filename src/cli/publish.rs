@@ -33,6 +33,8 @@ impl Publish {
             show(session, &[(self.name, record.published)]);
             return Ok(Outcome::Done);
         }
+        // Without a store there are no machines, and none is made.
+        session.reader()?;
         let (forge, drawing) = session.worker("publish")?;
         let done = change(&forge, &self.name, &self.ports, self.remove).await;
         drawing.finish(forge).await;

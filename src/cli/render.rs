@@ -317,7 +317,10 @@ fn describe(line: &Line, now: Instant) -> String {
     if !line.awaits.is_empty() {
         text.push_str(&format!(", waiting for {}", line.awaits));
     }
-    text.push_str(&format!(", {} s so far", now.duration_since(line.since).as_secs()));
+    text.push_str(&format!(
+        ", {} s so far",
+        now.duration_since(line.since).as_secs()
+    ));
     if let Some(deadline) = line.deadline {
         let left = deadline.saturating_duration_since(now).as_secs();
         text.push_str(&format!(", {left} s left"));

@@ -109,11 +109,15 @@ impl Access for Network {
             if banner.starts_with(b"SSH-") {
                 Ok(())
             } else {
-                let said = String::from_utf8_lossy(&banner).trim().escape_debug().to_string();
-                Err(
-                    Error::new(Kind::Invalid, format!("what answers at {address} is not an SSH server"))
-                        .because(format!("it said `{said}`")),
+                let said = String::from_utf8_lossy(&banner)
+                    .trim()
+                    .escape_debug()
+                    .to_string();
+                Err(Error::new(
+                    Kind::Invalid,
+                    format!("what answers at {address} is not an SSH server"),
                 )
+                .because(format!("it said `{said}`")))
             }
         };
         match timeout(BANNER_WAIT, knock).await {

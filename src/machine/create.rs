@@ -27,8 +27,8 @@ use crate::registry;
 use crate::remote::ssh::{Phase, failed_phase};
 use crate::remote::{KeyPair, generate_key};
 use crate::secret::Secret;
-use crate::store::{addresses, write_file};
 use crate::store::lock::{Guarded, acquire};
+use crate::store::{addresses, write_file};
 
 /// The user that forge makes on its machines.
 const USER: &str = "forge";

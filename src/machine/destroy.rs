@@ -21,12 +21,13 @@ pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
     }
     let driver = forge.driver(&record)?;
     driver.destroy(record.claim).await?;
-    forget(forge, &record.name)?;
+    // Before the record goes: without it nobody would know of the network any more.
     if let Some(nic) = &record.placement.nic
-        && !used(forge, nic.network.id)?
+        && !used_by_others(forge, nic.network.id, &record.name)?
     {
         driver.release_shared(&nic.network).await?;
     }
+    forget(forge, &record.name)?;
     forge.events.finished("removed", true).await;
     Ok(())
 }
@@ -108,9 +109,10 @@ fn forget(forge: &Forge, name: &str) -> Result<()> {
     atomic::sync_folder(&forge.store.root().join("machines"))
 }
 
-fn used(forge: &Forge, network: uuid::Uuid) -> Result<bool> {
+fn used_by_others(forge: &Forge, network: uuid::Uuid, name: &str) -> Result<bool> {
     Ok(Record::all(&forge.store)?
         .into_iter()
+        .filter(|(other, _)| other != name)
         .any(|(_, record)| match record {
             Ok(record) => record
                 .placement

@@ -37,7 +37,10 @@ const ANSWER: &[u8] =
 /// Programs that must not reach this host: who may become root here is not asked, and what other
 /// programs wrote is not waited for.
 const STAND_INS: [(&str, &str); 2] = [
-    ("sudo", "#!/bin/sh\n[ \"$1\" != -n ] || shift\nexec \"$@\"\n"),
+    (
+        "sudo",
+        "#!/bin/sh\n[ \"$1\" != -n ] || shift\nexec \"$@\"\n",
+    ),
     ("sync", "#!/bin/sh\n"),
 ];
 
@@ -86,7 +89,10 @@ impl FakeAccess {
         Err(stopped_in(
             Kind::Refused,
             Phase::Authentication,
-            format!("failed to connect to `{}@{address}` by SSH", record.ssh.user),
+            format!(
+                "failed to connect to `{}@{address}` by SSH",
+                record.ssh.user
+            ),
             "the key is not one that is let in",
         ))
     }
@@ -116,11 +122,19 @@ impl Access for FakeAccess {
         let root = self.root(record)?;
         let address = record.endpoints()?.ssh;
         let host_key = host_key(&root)?;
-        if !record.ssh.accepted().contains(&host_key) {
+        let shown = HostKeys::new([&host_key])?;
+        let accepted = record.ssh.accepted();
+        if !accepted
+            .iter()
+            .any(|key| HostKeys::new([key]).is_ok_and(|key| key == shown))
+        {
             return Err(stopped_in(
                 Kind::Refused,
                 Phase::HostKey,
-                format!("failed to connect to `{}@{address}` by SSH", record.ssh.user),
+                format!(
+                    "failed to connect to `{}@{address}` by SSH",
+                    record.ssh.user
+                ),
                 "the server shows a key that is not accepted",
             ));
         }
@@ -156,7 +170,8 @@ impl Access for FakeAccess {
 /// does.
 fn engine(folder: &Path) -> Result<DuplexStream> {
     let unusable = || "the engine cannot use its certificates".to_owned();
-    let ca = CertificateDer::from_pem_file(folder.join("ca.pem")).or_fail(Kind::Failed, unusable)?;
+    let ca =
+        CertificateDer::from_pem_file(folder.join("ca.pem")).or_fail(Kind::Failed, unusable)?;
     let certificate =
         CertificateDer::from_pem_file(folder.join("server.pem")).or_fail(Kind::Failed, unusable)?;
     let key = PrivateKeyDer::from_pem_file(folder.join("server-key.pem"))
@@ -240,10 +255,10 @@ impl Guest for FakeGuest {
             process::run(shell, None, deadline).await?;
             shell = Command::new("sh");
         }
-        shell
-            .args(["-c", command])
-            .env(ROOT, &self.root)
-            .env("PATH", format!("{}:{path}", self.provider.root().join("bin").display()));
+        shell.args(["-c", command]).env(ROOT, &self.root).env(
+            "PATH",
+            format!("{}:{path}", self.provider.root().join("bin").display()),
+        );
         let output = process::run(shell, Some(&self.below(input)), deadline).await?;
         Ok(ExecOutput {
             status: output.status.code().unwrap_or(255),

@@ -90,13 +90,15 @@ pub async fn withdraw(forge: &Forge, record: &Record, ports: &[u16]) -> Result<R
 }
 
 async fn apply(forge: &Forge, before: &Record, next: Record) -> Result<Record> {
-    if next.published == before.published {
-        return Ok(next);
-    }
     let driver = forge.driver(&next)?;
-    next.save(&forge.store)?;
+    if next.published != before.published {
+        next.save(&forge.store)?;
+    }
+    // Also when nothing is new: an earlier call may have been cut off behind its save.
     if let Err(error) = driver.forward(next.claim, &next.published).await {
-        before.save(&forge.store)?;
+        if next.published != before.published {
+            before.save(&forge.store)?;
+        }
         return Err(error.context(format!(
             "failed to publish ports of machine `{}`",
             next.name

@@ -101,9 +101,7 @@ impl Vm {
                 .iter()
                 .find(|forward| forward.guest == port)
                 .map(|forward| forward.host)
-                .ok_or_else(|| {
-                    Error::new(Kind::Invalid, format!("port {port} is not forwarded"))
-                })
+                .ok_or_else(|| Error::new(Kind::Invalid, format!("port {port} is not forwarded")))
         };
         Ok(Instance {
             endpoints: Endpoints {
@@ -358,8 +356,8 @@ fn first_boot(folder: &Path) -> Result<()> {
     if ssh.exists() {
         return Ok(());
     }
-    let seed = fs::read(folder.join("seed"))
-        .or_fail(Kind::Io, || "failed to read the seed".to_owned())?;
+    let seed =
+        fs::read(folder.join("seed")).or_fail(Kind::Io, || "failed to read the seed".to_owned())?;
     let seed = String::from_utf8_lossy(&seed);
     let private: String = seed
         .lines()
@@ -386,11 +384,7 @@ fn first_boot(folder: &Path) -> Result<()> {
     )?;
     let new = root.join("etc/.ssh");
     atomic::private_folder(&new)?;
-    atomic::write(
-        &new.join("ssh_host_ed25519_key"),
-        private.as_bytes(),
-        0o600,
-    )?;
+    atomic::write(&new.join("ssh_host_ed25519_key"), private.as_bytes(), 0o600)?;
     atomic::write(
         &new.join("ssh_host_ed25519_key.pub"),
         format!("{public}\n").as_bytes(),
@@ -615,7 +609,11 @@ impl Driver for FakeDriver {
         if self.listen {
             listen_exactly(claim, &[])?;
         }
-        let gone = self.provider.root.join("vms").join(format!(".gone-{claim}"));
+        let gone = self
+            .provider
+            .root
+            .join("vms")
+            .join(format!(".gone-{claim}"));
         let failed = || format!("failed to remove the machine {claim}");
         if gone.exists() {
             fs::remove_dir_all(&gone).or_fail(Kind::Io, failed)?;
@@ -628,7 +626,11 @@ impl Driver for FakeDriver {
         self.provider
             .call(&format!("ensure_shared {}", network.id))?;
         let _lock = self.provider.lock()?;
-        let path = self.provider.root.join("networks").join(network.id.to_string());
+        let path = self
+            .provider
+            .root
+            .join("networks")
+            .join(network.id.to_string());
         atomic::write(&path, format!("{}\n", network.cidr).as_bytes(), 0o600)
     }
 
@@ -636,18 +638,24 @@ impl Driver for FakeDriver {
         self.provider
             .call(&format!("release_shared {}", network.id))?;
         let _lock = self.provider.lock()?;
-        let used = self
-            .provider
-            .vms()?
-            .iter()
-            .any(|vm| vm.nic.as_ref().is_some_and(|nic| nic.network.id == network.id));
+        let used = self.provider.vms()?.iter().any(|vm| {
+            vm.nic
+                .as_ref()
+                .is_some_and(|nic| nic.network.id == network.id)
+        });
         if used {
             return Ok(());
         }
-        let path = self.provider.root.join("networks").join(network.id.to_string());
+        let path = self
+            .provider
+            .root
+            .join("networks")
+            .join(network.id.to_string());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
-                .or_fail(Kind::Io, || format!("failed to remove `{}`", path.display())),
+                .or_fail(Kind::Io, || {
+                    format!("failed to remove `{}`", path.display())
+                }),
             _ => Ok(()),
         }
     }

@@ -134,11 +134,17 @@ pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration)
 /// [`Kind::Unavailable`] when the program is missing, [`Kind::Failed`] when it does not exit with 0.
 pub async fn foreground(mut command: Command) -> Result<()> {
     let program = name_of(command.as_std().get_program());
-    let status = command.status().await.map_err(|error| missing(&program, error))?;
+    let status = command
+        .status()
+        .await
+        .map_err(|error| missing(&program, error))?;
     if status.success() {
         return Ok(());
     }
-    Err(Error::new(Kind::Failed, format!("`{program}` ended with {status}")))
+    Err(Error::new(
+        Kind::Failed,
+        format!("`{program}` ended with {status}"),
+    ))
 }
 
 /// A process group that is killed when this is dropped: the child and all that it started.

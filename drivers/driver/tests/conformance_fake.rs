@@ -154,7 +154,8 @@ async fn knobs_change_what_they_are_named_for() {
     let driver = bench.open();
     let spec = bench.spec();
     driver.create(&spec).await.expect("made");
-    let turn = |knob: Knob| std::fs::write(bench.folder.path().join(knob.file()), "").expect("turned");
+    let turn =
+        |knob: Knob| std::fs::write(bench.folder.path().join(knob.file()), "").expect("turned");
     turn(Knob::DeafToShutdown);
     driver
         .set_power(spec.claim, Power::Shutdown)

@@ -1,0 +1,492 @@
+//! Bad luck: damaged records, folders of others, missing tools, full disks, Ctrl-C in every stage. Each
+//! ends with a clear error, and nothing is lost or left behind unlisted. And secrets stay where they are.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{FORGE, Lab, Running};
+use forge_driver::fake::Knob;
+
+const DEADLINE: Duration = Duration::from_secs(25);
+
+fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What all commands have logged so far.
+fn logged(lab: &Lab) -> String {
+    common::files(&lab.home.join("logs"))
+        .values()
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .collect()
+}
+
+#[test]
+fn damaged_and_newer_records_are_listed_and_can_be_removed() {
+    let lab = Lab::new();
+    lab.forge("create n1 n2 n3").ok();
+    let path = |name: &str| lab.home.join("machines").join(name).join("machine.json");
+    let text = fs::read_to_string(path("n2")).expect("a record");
+    fs::write(path("n2"), &text[..text.len() / 2]).expect("cut off");
+    let newer = fs::read_to_string(path("n3"))
+        .expect("a record")
+        .replace("\"format\": 1", "\"format\": 999");
+    fs::write(path("n3"), &newer).expect("newer");
+
+    let list = lab.forge("ls --json").ok().json();
+    let error = |at: usize| list[at]["error"].as_str().expect("text").to_owned();
+    assert_eq!(
+        (list[0]["state"].as_str(), error(0).as_str()),
+        (Some("Running"), "")
+    );
+    assert!(
+        error(1).ends_with("machines/n2/machine.json` is damaged"),
+        "{}",
+        error(1)
+    );
+    assert_eq!(error(2), "made by a newer forge");
+    lab.forge("ls -q").says(0, "n1\nn2\nn3\n", "");
+
+    let newer_says = "error: `HOME/machines/n3/machine.json` has format 999, and this forge knows formats up to 1\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
+    for words in ["inspect n3", "env n3", "status n3"] {
+        lab.forge(words).says(1, "", newer_says);
+    }
+    for words in ["rm -y n3", "start n3", "create n3"] {
+        lab.forge(words)
+            .says(1, "", &format!("{newer_says}log: LOG\n"));
+    }
+    let damaged = lab.forge("rm -y n2").run().code(1);
+    assert!(
+        damaged
+            .stderr
+            .contains("error: `HOME/machines/n2/machine.json` is damaged\ncaused by: EOF"),
+        "{}",
+        damaged.stderr
+    );
+    assert_eq!(
+        fs::read_to_string(path("n3")).expect("a record"),
+        newer,
+        "left as it is"
+    );
+
+    lab.forge("rm -f n2 n3").ok();
+    lab.forge("ls -q").says(0, "n1\n", "");
+    let names: Vec<String> = lab
+        .provider
+        .vms()
+        .expect("the provider")
+        .into_iter()
+        .map(|vm| vm.name)
+        .collect();
+    assert_eq!(names, ["n1"], "their machines are gone as well");
+    // What cannot be read holds no other command up.
+    lab.forge("create n4").ok();
+}
+
+#[test]
+fn a_newer_store_is_refused_and_left_alone() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let path = lab.home.join("store.json");
+    let text = fs::read_to_string(&path).expect("a store");
+    fs::write(&path, text.replace("\"format\": 1", "\"format\": 999")).expect("newer");
+    let before = lab.files();
+    let says = "error: `HOME/store.json` has format 999, and this forge knows formats up to 1\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
+    for words in [
+        "ls",
+        "create n2",
+        "rm -f n1",
+        "env n1",
+        "cluster up --dry-run",
+    ] {
+        lab.forge(words).says(1, "", says);
+    }
+    assert_eq!(lab.files(), before);
+    // So that the folder for sockets is found and removed.
+    fs::write(path, text).expect("put back");
+}
+
+#[test]
+fn a_store_of_another_user_is_refused_and_left_alone() {
+    let lab = Lab::new();
+    let me = rustix::process::geteuid().as_raw();
+    let (store, owner) = if me == 0 {
+        std::os::unix::fs::chown(&lab.home, Some(65534), None).expect("given away");
+        (lab.home.clone(), 65534)
+    } else {
+        // Not root: the root of the file system is somebody else's.
+        (Path::new("/").to_owned(), 0)
+    };
+    let shown = if me == 0 { "HOME" } else { "/" };
+    let says = format!(
+        "error: the store `{shown}` belongs to user {owner}, not to you (user {me})\nhint: set FORGE_HOME to a folder of your own, or run forge as that user\n"
+    );
+    let before = lab.files();
+    for words in [
+        "ls",
+        "ls -q",
+        "create n1",
+        "rm -f n1",
+        "env n1",
+        "cluster up --dry-run",
+    ] {
+        lab.forge(words)
+            .env("FORGE_HOME", &store)
+            .says(1, "", &says);
+    }
+    assert_eq!(lab.files(), before);
+    if me == 0 {
+        std::os::unix::fs::chown(&lab.home, Some(me), None).expect("taken back");
+    }
+}
+
+#[test]
+fn without_qemu_the_check_fails_before_anything_is_touched() {
+    let lab = Lab::new();
+    let empty = lab.folder().join("no-programs");
+    fs::create_dir(&empty).expect("a folder");
+    let ended = lab
+        .forge("create --driver qemu n1")
+        .env("PATH", &empty)
+        .run()
+        .code(3);
+    assert_eq!(ended.stdout, "");
+    assert!(ended.stderr.contains("qemu-system-"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("hint: ") && ended.stderr.contains("forge doctor"),
+        "{}",
+        ended.stderr
+    );
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
+fn an_overlapping_network_is_refused_with_both_shown() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let ended = lab
+        .forge("create --driver qemu --qemu-network-cidr 10.133.0.0/16 n2")
+        .run()
+        .code(3);
+    assert_eq!(
+        ended.stderr,
+        "error: the network 10.133.0.0/16 overlaps the network 10.133.7.0/24 of this store\nhint: use 10.133.7.0/24 itself, or a range outside it\n"
+    );
+    lab.forge("ls -q").says(0, "n1\n", "");
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room() {
+    let lab = Lab::new();
+    let script = r#"
+set -e
+home=$1 forge=$2 images=$3
+cp -a "$home/images" "$images"
+mount -t tmpfs -o size=256k,mode=0700 tmpfs "$home"
+cp -a "$images" "$home/images"
+dd if=/dev/zero of="$home/filler" bs=4k 2>/dev/null || :
+code=0
+"$forge" create n1 2>"$images/err" || code=$?
+echo "full: $code"
+rm "$home/filler"
+dd if=/dev/zero of="$home/filler" bs=4k count=20 2>/dev/null || :
+code=0
+"$forge" create n1 2>>"$images/err" || code=$?
+echo "nearly full: $code"
+rm "$home/filler"
+"$forge" create n1 2>/dev/null || [ "$code" = 0 ]
+"$forge" ls --json
+"$forge" rm -f n1 2>/dev/null
+id=$(sed -n 's/.*"id": "\(........\).*/\1/p' "$home/store.json")
+rm -rf "/tmp/forge-$(id -u)/$id"
+"#;
+    let saved = lab.folder().join("images");
+    let run = lab.forge("ls -q").under(
+        "unshare",
+        &["-rm", "sh", "-c", script, "sh"],
+        &[lab.home.as_path(), Path::new(FORGE), &saved],
+    );
+    let ended = run.run().code(0);
+    let errors = fs::read_to_string(saved.join("err")).expect("errors");
+    assert!(
+        ended.stdout.starts_with("full: 1\n"),
+        "{}\n{errors}",
+        ended.stdout
+    );
+    assert!(errors.contains("No space left on device"), "{errors}");
+    assert!(
+        errors.contains("hint: free some space, then run the same command again"),
+        "{errors}"
+    );
+    let list = ended.stdout.lines().last().expect("a list");
+    let list: serde_json::Value = serde_json::from_str(list).expect("JSON");
+    assert_eq!(
+        (&list[0]["name"], &list[0]["stage"]),
+        (&"n1".into(), &"ready".into())
+    );
+    assert_eq!(lab.provider.creates().len(), 1, "one machine in all");
+}
+
+/// Starts `words`, waits for `waiting`, interrupts, and expects exit code 130; then the same command, with
+/// the knob back, does the job.
+fn interrupted(words: &str, knob: Knob, waiting: impl Fn(&Lab) -> bool, release: bool) -> Lab {
+    let lab = Lab::new();
+    if !words.starts_with("create") {
+        lab.forge("create n1").ok();
+    }
+    lab.turn(knob, true);
+    let running = lab.forge(words).start();
+    until(&format!("`{words}` waits with {knob:?}"), || waiting(&lab));
+    running.interrupt();
+    if release {
+        // The step under way ends by itself, and is saved.
+        std::thread::sleep(Duration::from_millis(200));
+        lab.turn(knob, false);
+    }
+    let ended = running.wait(&lab).code(130);
+    assert_eq!(ended.stdout, "");
+    assert!(
+        ended.stderr.contains(
+            "interrupted: finishing the step under way and saving; once more leaves at once\n"
+        ) && ended
+            .stderr
+            .contains("interrupted; everything done so far is saved\n")
+            && ended
+                .stderr
+                .contains("hint: run the same command again: it goes on where it stopped\n"),
+        "{knob:?}: {}",
+        ended.stderr
+    );
+    lab.forge("ls -q").says(0, "n1\n", "");
+    if !release {
+        lab.turn(knob, false);
+    }
+    lab.forge(words).ok();
+    assert_eq!(
+        lab.provider.creates().len(),
+        1,
+        "{knob:?}: one machine in all"
+    );
+    assert_eq!(lab.record("n1")["stage"], "ready", "{knob:?}");
+    lab
+}
+
+#[test]
+fn ctrl_c_while_the_provider_creates() {
+    let asked = |lab: &Lab| {
+        lab.provider
+            .calls()
+            .iter()
+            .any(|call| call.starts_with("create "))
+    };
+    interrupted("create n1", Knob::HoldCreate, asked, true);
+}
+
+#[test]
+fn ctrl_c_while_waiting_for_ssh() {
+    interrupted(
+        "create n1",
+        Knob::SilentSsh,
+        |lab| logged(lab).contains("no SSH server answers yet"),
+        false,
+    );
+}
+
+#[test]
+fn ctrl_c_at_the_first_contact() {
+    interrupted(
+        "create n1",
+        Knob::HiddenHostKey,
+        |lab| logged(lab).contains("no host key was shown"),
+        false,
+    );
+    interrupted(
+        "create n1",
+        Knob::HangingCommands,
+        |lab| logged(lab).contains("first contact"),
+        true,
+    );
+}
+
+#[test]
+fn ctrl_c_while_waiting_for_the_engine() {
+    interrupted(
+        "create n1",
+        Knob::SilentEngine,
+        |lab| logged(lab).contains("does not accept connections"),
+        false,
+    );
+}
+
+#[test]
+fn ctrl_c_while_a_guest_shuts_down() {
+    let lab = interrupted(
+        "stop n1",
+        Knob::DeafToShutdown,
+        |lab| {
+            lab.provider
+                .calls()
+                .iter()
+                .any(|call| call.ends_with("Shutdown"))
+        },
+        false,
+    );
+    assert!(!lab.provider.vms().expect("the provider")[0].on);
+}
+
+#[test]
+fn ctrl_c_while_waiting_for_a_lock() {
+    let lab = Lab::new();
+    lab.turn(Knob::HoldCreate, true);
+    let first = lab.forge("create n1").start();
+    until("the first one is at work", || {
+        lab.provider
+            .calls()
+            .iter()
+            .any(|call| call.starts_with("create "))
+    });
+    let second = lab.forge("create n1").start();
+    until("the second one waits", || {
+        logged(&lab).contains("waiting for machine `n1`")
+    });
+    let pid = first.child.id();
+    second.interrupt();
+    let ended = second.wait(&lab).code(130);
+    assert!(
+        ended
+            .stderr
+            .contains("interrupted; everything done so far is saved"),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        logged(&lab).contains(&format!("pid {pid} (")),
+        "the holder is named"
+    );
+    lab.turn(Knob::HoldCreate, false);
+    first.wait(&lab).code(0);
+    assert_eq!(lab.provider.creates().len(), 1);
+}
+
+#[test]
+fn the_second_ctrl_c_leaves_at_once() {
+    let lab = Lab::new();
+    lab.turn(Knob::HoldCreate, true);
+    let mut running: Running = lab.forge("create n1").start();
+    until("it is at work", || {
+        lab.provider
+            .calls()
+            .iter()
+            .any(|call| call.starts_with("create "))
+    });
+    until("it leaves while the provider still works", || {
+        let over = running.child.try_wait().expect("its state").is_some();
+        if !over {
+            running.interrupt();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        over
+    });
+    running.wait(&lab).code(130);
+    lab.turn(Knob::HoldCreate, false);
+    lab.forge("create n1").ok();
+    assert_eq!(lab.provider.creates().len(), 1);
+}
+
+#[test]
+fn keys_are_in_their_files_and_nowhere_else() {
+    let lab = Lab::new();
+    let over = AtomicBool::new(false);
+    let (said, lines) = std::thread::scope(|scope| {
+        let sampling = scope.spawn(|| {
+            let mut lines = BTreeSet::new();
+            while !over.load(Ordering::SeqCst) {
+                for entry in fs::read_dir("/proc").expect("proc").flatten() {
+                    if let Ok(line) = fs::read(entry.path().join("cmdline")) {
+                        lines.insert(String::from_utf8_lossy(&line).into_owned());
+                    }
+                }
+            }
+            lines
+        });
+        let mut said = String::new();
+        for words in [
+            "create --debug n1 n2",
+            "create --json n3",
+            "provision --debug n1",
+            "stop --debug n1",
+            "start --debug n1",
+            "publish --debug n1 18080",
+            "inspect n1",
+            "ls --json",
+            "ssh-config",
+            "env n1",
+        ] {
+            let ended = lab.forge(words).run();
+            said.push_str(&ended.stdout);
+            said.push_str(&ended.stderr);
+        }
+        over.store(true, Ordering::SeqCst);
+        (said, sampling.join().expect("sampled"))
+    });
+    let files = lab.files();
+    let mut keys = Vec::new();
+    for (path, bytes) in &files {
+        let text = String::from_utf8_lossy(bytes);
+        if !text.contains("PRIVATE KEY") {
+            continue;
+        }
+        let name = path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            ["id_ed25519", "server-key.pem", "key.pem", "ca-key.pem"].contains(&name.as_str()),
+            "{} holds a private key",
+            path.display()
+        );
+        let mode = fs::metadata(path).expect("stat").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", path.display());
+        // The last full line of the material: the first ones are alike in all keys.
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('-')).collect();
+        let line = lines[lines.len().saturating_sub(2)];
+        assert!(line.len() > 20, "{line}");
+        keys.push(line.to_owned());
+    }
+    // Three machines with SSH key, server key and a copy of the client's; the client's own and the CA's.
+    assert_eq!(keys.len(), 3 * 3 + 2);
+    let logs = logged(&lab);
+    assert!(
+        logs.contains("provisioning") && said.contains("n1"),
+        "something was said and logged"
+    );
+    assert!(
+        lines.iter().any(|line| line.contains("create\0")),
+        "forge was seen"
+    );
+    assert!(
+        lines.iter().any(|line| line.contains("sh\0-c")),
+        "a child was seen"
+    );
+    for (place, text) in [
+        ("output", &said),
+        ("logs", &logs),
+        ("command lines", &lines.into_iter().collect()),
+    ] {
+        assert!(!text.contains("PRIVATE KEY"), "{place}");
+        for key in &keys {
+            assert!(!text.contains(key.as_str()), "{place} hold a key");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! A store and a provider of a test's own, and the binary run on them.
+
+#![expect(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use forge_driver::fake::{Knob, Provider, VARIABLE};
+use serde_json::Value;
+
+/// The binary under test, built with the points of the crash tests.
+pub const FORGE: &str = env!("CARGO_BIN_EXE_forge");
+
+/// A store with a base image, and a provider that outlives each command. Both go with it.
+pub struct Lab {
+    folder: tempfile::TempDir,
+    /// FORGE_HOME
+    pub home: PathBuf,
+    /// The provider.
+    pub provider: Provider,
+}
+
+impl Lab {
+    /// A store in which nothing was ever done, but with a base image.
+    pub fn new() -> Self {
+        let lab = Self::bare();
+        let image = lab.home.join("images/test");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&image)
+            .expect("a folder for the image");
+        let record = serde_json::json!({
+            "format": 1, "id": "test", "name": "forge-debian-12", "kind": "built", "first_boot": "forge-seed",
+            "size": 1 << 20, "cmdline": null, "created": "2026-01-01T00:00:00Z", "provenance": [], "files": [],
+        });
+        fs::write(image.join("image.json"), record.to_string()).expect("an image");
+        lab
+    }
+
+    /// A folder in which there is no store yet.
+    pub fn bare() -> Self {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("forge-lab-");
+        // In memory where there is room: every save is synced, and hundreds of stores are made.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() {
+            builder.tempdir_in(memory)
+        } else {
+            builder.tempdir()
+        }
+        .expect("a folder");
+        let provider = folder.path().join("provider");
+        fs::create_dir(&provider).expect("a folder for the provider");
+        Self {
+            home: folder.path().join("home"),
+            provider: Provider::at(&provider),
+            folder,
+        }
+    }
+
+    /// The folder that holds store and provider.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The command `forge` with these words, on this store.
+    pub fn forge(&self, words: &str) -> Run<'_> {
+        self.words(&words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// The same, with words that hold blanks.
+    pub fn words(&self, words: &[&str]) -> Run<'_> {
+        let mut command = Command::new(FORGE);
+        command
+            .args(words)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.folder())
+            .env("FORGE_HOME", &self.home)
+            .env("FORGE_DRIVER", "fake")
+            .env("FORGE_TIMEOUT", "30")
+            .env(VARIABLE, self.provider.root())
+            .env(
+                "FORGE_TEMPLATES_DIR",
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake"),
+            )
+            .current_dir(self.folder())
+            .stdin(Stdio::null());
+        // By these the sweep after a run of all tests finds what a test left.
+        for name in ["FORGE_TEST_RUN", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        Run {
+            lab: self,
+            words: words.join(" "),
+            command,
+        }
+    }
+
+    /// Turns a knob of the provider.
+    pub fn turn(&self, knob: Knob, on: bool) {
+        let path = self.provider.root().join(knob.file());
+        if on {
+            fs::write(path, "").expect("turned on");
+        } else {
+            fs::remove_file(path).expect("turned off");
+        }
+    }
+
+    /// The record of one machine.
+    pub fn record(&self, name: &str) -> Value {
+        let path = self.home.join("machines").join(name).join("machine.json");
+        serde_json::from_slice(&fs::read(&path).expect("a record")).expect("JSON")
+    }
+
+    /// The address of one machine.
+    pub fn address(&self, name: &str) -> String {
+        self.record(name)["placement"]["loopback"]
+            .as_str()
+            .expect("an address")
+            .to_owned()
+    }
+
+    /// Every file below the store, with its contents.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        files(&self.home)
+    }
+}
+
+/// Every file below `folder`, with its contents.
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.is_symlink() {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                found.insert(path, bytes);
+            }
+        }
+    }
+    found
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // The folder for sockets lies outside the store, under the beginning of its id.
+        let identity = fs::read(self.home.join("store.json")).unwrap_or_default();
+        let id = serde_json::from_slice::<Value>(&identity)
+            .ok()
+            .and_then(|identity| Some(identity["id"].as_str()?.get(..8)?.to_owned()));
+        if let Some(id) = id {
+            let user = rustix::process::geteuid().as_raw();
+            // It is there only when a driver was opened.
+            let _ = fs::remove_dir_all(format!("/tmp/forge-{user}/{id}"));
+        }
+    }
+}
+
+/// A command to be run.
+pub struct Run<'a> {
+    lab: &'a Lab,
+    words: String,
+    command: Command,
+}
+
+impl Run<'_> {
+    /// Sets a variable.
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Takes a variable away.
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Another program instead, in the same surroundings.
+    pub fn under(mut self, program: &str, words: &[&str], paths: &[&Path]) -> Self {
+        let mut command = Command::new(program);
+        command.args(words).args(paths).env_clear();
+        for (name, value) in self.command.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command.current_dir(self.lab.folder()).stdin(Stdio::null());
+        self.words = program.to_owned();
+        self.command = command;
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(mut self) -> Ended {
+        let output = self.command.output().expect("forge starts");
+        Ended::new(self.lab, self.words, &output)
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Running {
+        let child = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("forge starts");
+        Running {
+            words: self.words,
+            child,
+        }
+    }
+
+    /// Runs it, and asserts exit code 0.
+    pub fn ok(self) -> Ended {
+        self.run().code(0)
+    }
+
+    /// Runs it, and asserts that it says exactly this and ends so.
+    #[track_caller]
+    pub fn says(self, code: i32, stdout: &str, stderr: &str) {
+        let ended = self.run();
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (code, stdout, stderr),
+            "forge {}",
+            ended.words
+        );
+    }
+}
+
+/// A command that runs.
+pub struct Running {
+    words: String,
+    /// The process.
+    pub child: Child,
+}
+
+impl Running {
+    /// Waits for its end.
+    pub fn wait(self, lab: &Lab) -> Ended {
+        let output = self.child.wait_with_output().expect("it ends");
+        Ended::new(lab, self.words, &output)
+    }
+
+    /// Sends the signal of Ctrl-C.
+    pub fn interrupt(&self) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid).expect("a pid"),
+            rustix::process::Signal::INT,
+        )
+        .expect("it runs");
+    }
+}
+
+/// How a command ended. The store's path reads `HOME` in its texts, and the name of its log `LOG`.
+#[derive(Debug)]
+pub struct Ended {
+    /// The words after `forge`.
+    pub words: String,
+    /// The exit code, 128 + n after signal n.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    fn new(lab: &Lab, words: String, output: &Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let text = |bytes: &[u8]| {
+            let text =
+                String::from_utf8_lossy(bytes).replace(&lab.home.display().to_string(), "HOME");
+            let mut lines = String::new();
+            for line in text.split_inclusive('\n') {
+                if line.starts_with("log: ") {
+                    lines.push_str("log: LOG\n");
+                } else {
+                    lines.push_str(line);
+                }
+            }
+            lines
+        };
+        Self {
+            words,
+            code: output
+                .status
+                .code()
+                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default()),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+
+    /// Asserts the exit code.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "forge {}\n{}", self.words, self.stderr);
+        self
+    }
+
+    /// Standard output as one JSON document.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("forge {}: {error}\n{}", self.words, self.stdout))
+    }
+
+    /// Standard output as JSON lines, the last one.
+    #[track_caller]
+    pub fn summary(&self) -> Value {
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line)
+            .unwrap_or_else(|error| panic!("forge {}: {error}\n{}", self.words, self.stdout))
+    }
+}
