@@ -28,6 +28,7 @@ const CLEANING: Duration = Duration::from_secs(120);
 
 /// What is put into the image besides packages: the template, its place, its permissions.
 const OVERLAY: &[(&str, &str, u32)] = &[
+    ("cloud.cfg", "etc/cloud/cloud.cfg.d/90_forge.cfg", 0o644),
     (
         "default.network",
         "etc/systemd/network/90-default.network",
