@@ -1,5 +1,6 @@
 //! Several machines as one swarm: wished, planned, formed, and checked by asking it.
 
+mod api;
 pub mod down;
 pub mod look;
 pub mod node;

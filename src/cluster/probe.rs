@@ -5,16 +5,18 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use forge_driver::{Error, Kind, Result};
 
+use super::api::{self, Request};
 use super::node::{Availability, Health};
 use super::responder::{self, Architecture};
 use super::swarm::{self, docker};
-use crate::playbook;
 use crate::remote::Guest;
 
 /// Services and images of the probe carry this label, so that what one left behind is recognised.
@@ -120,7 +122,8 @@ pub async fn probe(
     }
 }
 
-/// The peer that gets the task: the first that takes any.
+/// The peer that gets the task: the last that takes any, which is seldom the manager that is asked for
+/// everything else.
 async fn host<'a, 'b>(manager: &dyn Guest, peers: &'a [Peer<'b>]) -> Result<&'a Peer<'b>> {
     let nodes = swarm::nodes(manager).await?;
     let takes = |peer: &&Peer<'_>| {
@@ -130,7 +133,7 @@ async fn host<'a, 'b>(manager: &dyn Guest, peers: &'a [Peer<'b>]) -> Result<&'a 
                 && node.availability == Availability::Active
         })
     };
-    peers.iter().find(takes).ok_or_else(|| {
+    peers.iter().rev().find(takes).ok_or_else(|| {
         Error::new(
             Kind::Unavailable,
             "no node takes tasks, so no published port can be probed",
@@ -146,33 +149,29 @@ async fn ask(
     deadline: Duration,
     on_trouble: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Probed> {
-    let architecture = docker(host.guest, "info --format '{{.Architecture}}'", b"", ANSWER).await?;
+    let machine = host.guest.exec("uname -m", b"", ANSWER).await?.text();
     let program = responder::executable(
-        Architecture::parse(architecture.trim())?,
+        Architecture::parse(machine.trim())?,
         SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT),
         name,
     );
-    let label = format!("{LABEL}={name}");
     let import = format!(
-        "import --change {} --change {} - {name}:latest",
-        playbook::quote(responder::ENTRYPOINT),
-        playbook::quote(&format!("LABEL {label}")),
+        "/images/create?fromSrc=-&repo={name}&tag=latest&changes={}&changes={}",
+        api::query(responder::ENTRYPOINT),
+        api::query(&format!("LABEL {LABEL}={name}")),
     );
-    let image = docker(host.guest, &import, &responder::archive(&program), ANSWER).await?;
-    // An image named by its id is not looked for in a registry (moby, daemon/cluster/executor/container,
-    // pullImage). The program has no handler for SIGTERM, which the first process of a container then
-    // ignores: it is killed.
-    let create = format!(
-        "service create --detach --quiet --no-resolve-image --name {name} --label {label} \
-         --constraint {} --publish target={PORT} --stop-signal SIGKILL --restart-delay 1s {}",
-        playbook::quote(&format!("node.id=={}", host.node_id)),
-        playbook::quote(image.trim()),
-    );
-    docker(manager, &create, b"", ANSWER).await?;
+    let said = Request::upload(import, responder::archive(&program))
+        .send(host.guest)
+        .await?;
+    let image = imported(&said)?;
+    Request::post("/services/create", &service(name, &image, host.node_id))
+        .send(manager)
+        .await?;
     let end = Instant::now() + deadline;
     let port = published(manager, name, end).await?;
-    let mut answers = Vec::new();
-    for (target, asker) in peers.iter().zip(askers(peers.len())) {
+    // The first answers when the task runs; the others are asked at the same time then.
+    let pairs: Vec<_> = peers.iter().zip(askers(peers.len())).collect();
+    let insist = async |target: &Peer<'_>, asker: usize| {
         let asker = &peers[asker];
         let error = loop {
             match question(asker.guest, target.address, port, name).await {
@@ -187,7 +186,7 @@ async fn ask(
             }
             sleep(Duration::from_millis(300)).await;
         };
-        answers.push(Answer {
+        Answer {
             asker: asker.machine.to_owned(),
             target: target.machine.to_owned(),
             error: match error {
@@ -197,7 +196,12 @@ async fn ask(
                 }),
                 None => None,
             },
-        });
+        }
+    };
+    let mut answers = Vec::new();
+    if let Some(((target, asker), others)) = pairs.split_first() {
+        answers.push(insist(target, *asker).await);
+        answers.extend(join_all(others.iter().map(|(target, asker)| insist(target, *asker))).await);
     }
     Ok(Probed {
         task_on: host.machine.to_owned(),
@@ -207,15 +211,56 @@ async fn ask(
     })
 }
 
+/// The id of the image that was imported: the last thing that the engine says of it.
+fn imported(said: &str) -> Result<String> {
+    said.lines()
+        .rev()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|line| {
+            line["status"]
+                .as_str()
+                .filter(|id| id.starts_with("sha256:"))
+                .map(str::to_owned)
+        })
+        .ok_or_else(|| {
+            Error::new(Kind::Failed, "the image of the probe was not taken")
+                .because(said.trim().to_owned())
+        })
+}
+
+/// One task on the node, one published port.
+///
+/// An image named by its id is not looked for in a registry (moby, daemon/cluster/executor/container,
+/// pullImage). The program has no handler for SIGTERM, which the first process of a container then
+/// ignores: it is killed.
+fn service(name: &str, image: &str, node: &str) -> Value {
+    json!({
+        "Name": name,
+        "Labels": {LABEL: name},
+        "TaskTemplate": {
+            "ContainerSpec": {"Image": image, "StopSignal": "SIGKILL"},
+            "RestartPolicy": {"Condition": "any", "Delay": 1_000_000_000},
+            "Placement": {"Constraints": [format!("node.id=={node}")]},
+        },
+        "Mode": {"Replicated": {"Replicas": 1}},
+        "EndpointSpec": {
+            "Mode": "vip",
+            "Ports": [{"Protocol": "tcp", "TargetPort": PORT, "PublishMode": "ingress"}],
+        },
+    })
+}
+
 /// The port that the swarm chose for the service.
 async fn published(manager: &dyn Guest, name: &str, end: Instant) -> Result<u16> {
-    let words = format!(
-        "service inspect --format '{{{{range .Endpoint.Ports}}}}{{{{.PublishedPort}}}}{{{{end}}}}' {name}"
-    );
     loop {
-        let text = docker(manager, &words, b"", ANSWER).await?;
-        match text.trim().parse() {
-            Ok(port) if port > 0 => return Ok(port),
+        let service = Request::get(format!("/services/{name}"))
+            .ask(manager)
+            .await?;
+        let port = service["Endpoint"]["Ports"][0]["PublishedPort"]
+            .as_u64()
+            .and_then(|port| u16::try_from(port).ok());
+        match port {
+            Some(port) if port > 0 => return Ok(port),
             _ if Instant::now() >= end => {
                 return Err(Error::new(
                     Kind::Timeout,
@@ -262,10 +307,10 @@ async fn question(asker: &dyn Guest, target: Ipv4Addr, port: u16, expected: &str
 /// Removes what earlier probes left behind, here and there.
 async fn sweep(manager: &dyn Guest, peers: &[Peer<'_>]) -> Result<()> {
     remove_services(manager).await?;
-    for peer in peers {
-        remove_images(peer.guest).await?;
-    }
-    Ok(())
+    join_all(peers.iter().map(|peer| remove_images(peer.guest)))
+        .await
+        .into_iter()
+        .collect()
 }
 
 async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
@@ -274,23 +319,47 @@ async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
     services.and(images)
 }
 
+/// What the engine lists at `path` with the probe's label: their ids, under `key`.
+async fn labelled(guest: &dyn Guest, path: &str, key: &str) -> Result<Vec<String>> {
+    let filters = api::query(&json!({"label": [LABEL]}).to_string());
+    let list = Request::get(format!("{path}?filters={filters}"))
+        .ask(guest)
+        .await?;
+    Ok(list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|each| each[key].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// Gone already is as good.
+async fn delete(guest: &dyn Guest, path: String) -> Result<()> {
+    match Request::delete(path).send(guest).await {
+        Err(error) if error.kind() != Kind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 async fn remove_services(manager: &dyn Guest) -> Result<()> {
-    let words = format!(
-        "service ls -q --filter label={LABEL} | {{ ids=$(cat); [ -z \"$ids\" ] || timeout -k 5 20 docker service rm $ids >/dev/null; }}"
-    );
-    docker(manager, &words, b"", ANSWER).await.map(|_| ())
+    for id in labelled(manager, "/services", "ID").await? {
+        delete(manager, format!("/services/{id}")).await?;
+    }
+    Ok(())
 }
 
 /// Removes the images, as soon as the engine has removed the containers made from them.
 async fn remove_images(guest: &dyn Guest) -> Result<()> {
-    let words = format!(
-        "image ls -q --filter label={LABEL} | {{ ids=$(cat); [ -z \"$ids\" ] || timeout -k 5 20 docker image rm -f $ids >/dev/null; }}"
-    );
     swarm::until(
         CLEANUP,
         "the image of the probe cannot be removed",
         &|_| {},
-        || async { docker(guest, &words, b"", ANSWER).await.map(|_| Ok(())) },
+        || async {
+            for id in labelled(guest, "/images/json", "Id").await? {
+                delete(guest, format!("/images/{id}?force=true")).await?;
+            }
+            Ok(Ok(()))
+        },
     )
     .await
 }

@@ -9,11 +9,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use forge_driver::assets::Assets;
 use forge_driver::{Error, Kind, Result, process};
 
+use super::api::Request;
 use super::node::{self, Availability, Health, Manager, Membership, Node};
 use super::pool;
 use super::zones::{Role, Zone};
@@ -186,15 +188,16 @@ pub async fn init(
 
 /// Whether the network of published ports lies inside `pool`.
 async fn ingress_within(guest: &dyn Guest, pool: Ipv4Net) -> Result<bool> {
-    let words = "network inspect --format '{{range .IPAM.Config}}{{.Subnet}} {{end}}' ingress";
     let end = Instant::now() + ANSWER;
     loop {
         // It appears a moment after the swarm.
-        match docker(guest, words, b"", ANSWER).await {
-            Ok(text) => {
-                let mut subnets = text
-                    .split_whitespace()
-                    .filter_map(|subnet| subnet.parse::<Ipv4Net>().ok())
+        match Request::get("/networks/ingress").ask(guest).await {
+            Ok(network) => {
+                let mut subnets = network["IPAM"]["Config"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|range| range["Subnet"].as_str()?.parse::<Ipv4Net>().ok())
                     .peekable();
                 if subnets.peek().is_some() {
                     return Ok(subnets.all(|subnet| pool.contains(&subnet)));
@@ -215,8 +218,13 @@ async fn ingress_within(guest: &dyn Guest, pool: Ipv4Net) -> Result<bool> {
 /// # Errors
 /// When the machine is no manager, or its answer is no token.
 pub async fn token(guest: &dyn Guest, role: Role) -> Result<Secret> {
-    let text = docker(guest, &format!("swarm join-token -q {role}"), b"", ANSWER).await?;
-    let token = text.trim();
+    let swarm = Request::get("/swarm").ask(guest).await?;
+    let token = match role {
+        Role::Manager => &swarm["JoinTokens"]["Manager"],
+        Role::Worker => &swarm["JoinTokens"]["Worker"],
+    }
+    .as_str()
+    .unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if !token.starts_with("SWMTKN-") || !token.bytes().all(plain) {
         return Err(Error::new(
@@ -232,16 +240,37 @@ pub async fn token(guest: &dyn Guest, role: Role) -> Result<Secret> {
 /// # Errors
 /// When the machine is no manager.
 pub async fn rotate_tokens(guest: &dyn Guest) -> Result<()> {
-    for role in [Role::Worker, Role::Manager] {
-        docker(
-            guest,
-            &format!("swarm join-token --rotate -q {role} >/dev/null"),
-            b"",
-            ANSWER,
-        )
-        .await?;
+    again(|| async {
+        let swarm = Request::get("/swarm").ask(guest).await?;
+        let path = format!(
+            "/swarm/update?version={}&rotateWorkerToken=true&rotateManagerToken=true",
+            swarm["Version"]["Index"]
+        );
+        Request::post(path, &swarm["Spec"]).send(guest).await
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Changes something that is read first: a change by somebody else in between makes the engine refuse
+/// ("update out of sequence"), and it is read again.
+async fn again<T, F>(change: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let end = Instant::now() + ANSWER;
+    loop {
+        match change().await {
+            Err(error)
+                if Instant::now() < end
+                    && error
+                        .causes()
+                        .iter()
+                        .any(|why| why.contains("out of sequence")) => {}
+            done => return done,
+        }
+        sleep(PAUSE).await;
     }
-    Ok(())
 }
 
 /// What a join needs to know.
@@ -400,26 +429,36 @@ where
 ///
 /// # Errors
 /// When a node does not exist, or the managers have no quorum.
-pub async fn label(
-    guest: &dyn Guest,
-    books: Books<'_>,
-    zones: &BTreeMap<String, Zone>,
-) -> Result<bool> {
+pub async fn label(guest: &dyn Guest, zones: &BTreeMap<String, Zone>) -> Result<bool> {
     if zones.is_empty() {
         return Ok(false);
     }
-    let labels: Vec<String> = zones
-        .iter()
-        .map(|(id, zone)| format!("{id}={zone}"))
-        .collect();
-    let vars = Vars::new()
-        .with("nodes", zones.keys().collect::<Vec<_>>())
-        .with("labels", labels);
-    Ok(books
-        .run(guest, "swarm/label", vars, Secrets::new())
-        .await?
-        .changed()
-        > 0)
+    again(|| async {
+        let mut changed = false;
+        let nodes = Request::get("/nodes").ask(guest).await?;
+        for (id, zone) in zones {
+            let node = nodes
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|node| node["ID"].as_str() == Some(id))
+                .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no node `{id}`")))?;
+            let mut spec = node["Spec"].clone();
+            let zone = Value::from(zone.to_string());
+            if spec["Labels"][node::ZONE_LABEL] == zone {
+                continue;
+            }
+            if spec["Labels"].is_null() {
+                spec["Labels"] = json!({});
+            }
+            spec["Labels"][node::ZONE_LABEL] = zone;
+            let path = format!("/nodes/{id}/update?version={}", node["Version"]["Index"]);
+            Request::post(path, &spec).send(guest).await?;
+            changed = true;
+        }
+        Ok(changed)
+    })
+    .await
 }
 
 /// Sets what nodes, by id, are used for; runs on a manager. Returns whether anything was changed.

@@ -1,11 +1,12 @@
 //! `cluster up`: looked at, planned, then brought about.
 //!
-//! Machines are made at the same time. The swarm is founded as soon as the founder is up, while others
-//! still boot; managers join one after another, workers as they come. What the cluster is in the end is
+//! Machines are made at the same time, as many as the host has room for. The swarm is founded as soon as
+//! the founder is up, while others still boot; managers join one after another, workers as they come. What the cluster is in the end is
 //! asked of the cluster itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZero;
 
 use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
@@ -26,7 +27,7 @@ use crate::event::Events;
 use crate::interrupt;
 use crate::machine::access::Connection;
 use crate::machine::create::{self, Up, Wish};
-use crate::machine::{Forge, Member, Record};
+use crate::machine::{Forge, Member, Record, Stage};
 use crate::playbook::StepResult;
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire, acquire_machines};
@@ -253,6 +254,13 @@ fn wish(request: &Request, place: Place) -> Wish {
     }
 }
 
+/// So many machines boot at the same time: one more than keep this host's processors busy. More would not
+/// be up sooner, and the first would be up later: the managers come first, and the swarm forms while the
+/// workers boot.
+fn at_once() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZero::get) + 1
+}
+
 /// A machine that is up, in the swarm or on its way into it.
 struct Standing {
     place: Place,
@@ -283,7 +291,14 @@ impl Forming<'_> {
             Action::Init { machine, .. } => Some(machine.clone()),
             _ => None,
         });
-        let mut rising = self.raise(machines, &peers);
+        let mut rising = JoinSet::new();
+        let (ready, fresh): (Vec<_>, Vec<_>) = machines
+            .into_iter()
+            .partition(|(_, record)| record.stage == Stage::Ready);
+        for (place, record) in ready {
+            self.raise(&mut rising, place, record, &peers);
+        }
+        let mut queue = VecDeque::from(fresh);
         let mut waiting: VecDeque<String> = VecDeque::new();
         let mut joining: JoinSet<(String, Result<swarm::Joined>)> = JoinSet::new();
         let mut manager_joins = false;
@@ -291,8 +306,16 @@ impl Forming<'_> {
         let mut failures: Vec<Error> = Vec::new();
         // Bounded by the number of machines: each turn ends one task or starts one.
         loop {
-            interrupt::check()?;
-            if !founded
+            // Interrupted: what is under way ends its step by itself, and nothing new begins.
+            let going = interrupt::check().is_ok();
+            while going
+                && rising.len() < at_once()
+                && let Some((place, record)) = queue.pop_front()
+            {
+                self.raise(&mut rising, place, record, &peers);
+            }
+            if going
+                && !founded
                 && let Some(name) = &founder
                 && self.members.contains_key(name)
             {
@@ -305,8 +328,10 @@ impl Forming<'_> {
                 }
             }
             // Members accept a newcomer's traffic once their own provisioning is over.
-            let settled = self.seen_members().all(|name| self.members.contains_key(name));
-            if founded && settled && failures.is_empty() {
+            let settled = self
+                .seen_members()
+                .all(|name| self.members.contains_key(name));
+            if going && founded && settled && failures.is_empty() {
                 manager_joins |= self
                     .begin_joins(&mut waiting, &mut joining, manager_joins)
                     .await?;
@@ -347,6 +372,7 @@ impl Forming<'_> {
                 else => break,
             }
         }
+        interrupt::check()?;
         if let Some(error) = failures.into_iter().reduce(|first, next| {
             // One error ends the command; the others are part of it.
             let line = next.line();
@@ -360,22 +386,18 @@ impl Forming<'_> {
         self.settle().await
     }
 
-    /// Starts the loops of all machines.
+    /// Starts the loop of a machine.
     fn raise(
         &self,
-        machines: Vec<(Place, Record)>,
+        rising: &mut JoinSet<(Place, Result<Up>)>,
+        place: Place,
+        record: Record,
         peers: &[IpAddr],
-    ) -> JoinSet<(Place, Result<Up>)> {
-        let mut rising = JoinSet::new();
-        for (place, record) in machines {
-            let forge = self.forge.of(&record.name);
-            let open = self.seen.connections.get(&record.name).cloned();
-            let peers = peers.to_vec();
-            rising.spawn(
-                async move { (place, create::bring_up(&forge, record, open, &peers).await) },
-            );
-        }
-        rising
+    ) {
+        let forge = self.forge.of(&record.name);
+        let open = self.seen.connections.get(&record.name).cloned();
+        let peers = peers.to_vec();
+        rising.spawn(async move { (place, create::bring_up(&forge, record, open, &peers).await) });
     }
 
     /// The machines that were members when the cluster was looked at, and are to stay.
@@ -588,7 +610,6 @@ impl Forming<'_> {
                     .any(|node| node.id == *id && node.zone != Some(*zone))
             })
             .collect();
-        self.changed += usize::from(swarm::label(&*entry.guest, books, &labels).await?);
         if self.record.spec.drain_managers {
             let drained: Vec<&str> = nodes
                 .iter()
@@ -600,16 +621,28 @@ impl Forming<'_> {
                     .await?,
             );
         }
-        if self.joined > 0 {
-            swarm::rotate_tokens(&*entry.guest).await?;
-        }
-        if self.joined > 0 {
+        let joined = self.joined > 0;
+        let finish = async {
+            let labelled = swarm::label(&*entry.guest, &labels).await?;
+            if joined {
+                swarm::rotate_tokens(&*entry.guest).await?;
+            }
+            Ok::<_, Error>(labelled)
+        };
+        let machines = self.probed();
+        // What the probe waits for (a task that starts) costs the manager nothing.
+        let check = async {
+            if !joined {
+                return Ok(());
+            }
             forge.events.step("probing published ports", "", None).await;
-            let machines = self.probed();
             let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
             let done = probe::probe(&*entry.guest, &peers, forge.patience, &on_trouble).await?;
-            judge(&done)?;
-        }
+            judge(&done)
+        };
+        let (labelled, checked) = tokio::join!(finish, check);
+        self.changed += usize::from(labelled?);
+        checked?;
         let nodes = if labels.is_empty() && self.joined == 0 {
             nodes
         } else {

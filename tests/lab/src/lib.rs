@@ -1,0 +1,62 @@
+//! What the tests with real machines share: stores of their own, commands with deadlines, an image that
+//! is built once, and a way out that leaves nothing behind.
+
+mod cache;
+mod listened;
+mod processes;
+mod run;
+mod steps;
+mod store;
+mod user;
+
+pub use listened::Listened;
+pub use processes::{Found, machines_of, processes_of};
+pub use run::{Ran, run};
+pub use steps::{Steps, wait};
+pub use store::Store;
+pub use user::User;
+
+/// A small generator of pseudo-random numbers (xorshift64*), so that a seed repeats a run.
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// The seed of `FORGE_LAB_SEED`, else one of the moment; printed, so that a run can be repeated.
+    pub fn new() -> Self {
+        let seed = std::env::var("FORGE_LAB_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| {
+                let now = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap_or_default();
+                u64::from(now.subsec_nanos()) ^ now.as_secs()
+            })
+            .max(1);
+        eprintln!("FORGE_LAB_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % bound.max(1)
+    }
+}
+
+impl Default for Dice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A JSON text.
+#[track_caller]
+pub fn text(value: &serde_json::Value) -> String {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("no text: {value}"))
+        .to_owned()
+}
