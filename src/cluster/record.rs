@@ -36,6 +36,10 @@ pub struct ClusterRecord {
     pub founder: Option<Claim>,
     /// The swarm's own id; saved as soon as it is known, and never expected to change.
     pub cluster_id: Option<String>,
+    /// Machines were joining: tokens are to be replaced and published ports to be probed. Saved before
+    /// the first join.
+    #[serde(default)]
+    pub unsettled: bool,
     /// Its removal has begun: it can only go on.
     #[serde(default)]
     pub leaving: bool,

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::look::{Seen, look, place_of};
-use super::node::{Availability, Membership, Node};
+use super::node::{Availability, Health, Membership, Node};
 use super::plan::{Action, Plan, plan};
 use super::record::{ClusterRecord, addresses, members};
 use super::spec::ClusterSpec;
@@ -201,6 +201,7 @@ pub async fn up(
             pool,
             founder: None,
             cluster_id: None,
+            unsettled: false,
             leaving: false,
         })
     };
@@ -433,6 +434,7 @@ impl Forming<'_> {
         let (claim, connection) = (member.record.claim, member.connection.clone());
         let forge = self.forge.of(&name);
         self.record.founder = Some(claim);
+        self.record.unsettled = true;
         self.record.save(&forge.store)?;
         forge.events.step("founding the swarm", "", None).await;
         let on_step = listener(&forge.events);
@@ -489,6 +491,10 @@ impl Forming<'_> {
             if role == Role::Manager && (manager_joins || began) {
                 waiting.push_back(name);
                 continue;
+            }
+            if !self.record.unsettled {
+                self.record.unsettled = true;
+                self.record.save(&self.forge.store)?;
             }
             let token = match self.tokens.get(&role) {
                 Some(token) => token.clone(),
@@ -621,7 +627,10 @@ impl Forming<'_> {
                     .await?,
             );
         }
-        let joined = self.joined > 0;
+        let joined = self.joined > 0 || self.record.unsettled;
+        if joined {
+            self.changed += self.drop_strays(&entry, &nodes).await?;
+        }
         let finish = async {
             let labelled = swarm::label(&*entry.guest, &labels).await?;
             if joined {
@@ -643,7 +652,11 @@ impl Forming<'_> {
         let (labelled, checked) = tokio::join!(finish, check);
         self.changed += usize::from(labelled?);
         checked?;
-        let nodes = if labels.is_empty() && self.joined == 0 {
+        if self.record.unsettled {
+            self.record.unsettled = false;
+            self.record.save(&forge.store)?;
+        }
+        let nodes = if labels.is_empty() && !joined {
             nodes
         } else {
             swarm::nodes(&*entry.guest).await?
@@ -665,6 +678,38 @@ impl Forming<'_> {
             changed: self.changed,
             nodes,
         })
+    }
+
+    /// Removes what attempts to join that came to nothing left in the list: entries that are not ready
+    /// and have no name, or the name of a machine that is a member under another id.
+    async fn drop_strays(&self, entry: &Connection, nodes: &[Node]) -> Result<usize> {
+        let on_step = listener(&self.forge.events);
+        let books = Books {
+            assets: &self.forge.assets,
+            on_step: &on_step,
+        };
+        let member = |id: &str| {
+            self.members
+                .values()
+                .any(|member| member.node.as_deref() == Some(id))
+        };
+        let mut dropped = 0;
+        for node in nodes {
+            let ours = node.hostname.is_empty() || self.wished.contains(&node.hostname);
+            if ours && node.health != Health::Ready && !member(&node.id) {
+                swarm::remove(
+                    &*entry.guest,
+                    None,
+                    books,
+                    &node.id,
+                    self.forge.patience,
+                    &|_| {},
+                )
+                .await?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
     }
 
     fn probed(&self) -> Vec<Probed> {

@@ -30,9 +30,10 @@ use crate::secret::Secret;
 pub use super::keys::{KeyPair, generate_key};
 
 /// When nothing has come for this long, the peer is asked whether it lives …
-const KEEPALIVE: Duration = Duration::from_secs(5);
-/// … and given up after this many questions without an answer.
-const KEEPALIVE_MAX: usize = 4;
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// … and given up after this many questions without an answer: an emulated machine that shares its
+/// processors with others that boot can be silent for a minute.
+const KEEPALIVE_MAX: usize = 8;
 
 /// A private key in OpenSSH's text form. It does not print itself.
 pub type PrivateKeyText = Secret;

@@ -260,8 +260,17 @@ mod tests {
             .await
             .expect_err("too slow");
         let pid = std::fs::read_to_string(file).expect("the grandchild began");
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")));
+        let gone = |pid: &str| {
+            std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                .map_or(true, |stat| stat.contains(") Z "))
+        };
+        for _ in 0..100 {
+            if gone(pid.trim()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the grandchild {pid} outlived its parent by 5 s");
     }
 
     #[tokio::test]
