@@ -71,6 +71,26 @@ pub async fn publish(
             shown.push(new);
             continue;
         }
+        if let Some(owner) = next
+            .published
+            .iter()
+            .find(|forward| forward.host == new.host)
+        {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "port {} of {} is taken by machine `{}` itself, for its port {}",
+                    new.host.port(),
+                    new.host.ip(),
+                    record.name,
+                    owner.guest
+                ),
+            )
+            .hint(format!(
+                "`forge publish {} {} --remove` frees it",
+                record.name, owner.guest
+            )));
+        }
         taken.ports.insert(new.host);
         next.published.push(new);
         shown.push(new);

@@ -4,7 +4,7 @@
 # shellcheck source=tests/bench/plain-swarm.bash
 . "$here/plain-swarm.bash"
 
-# forge_up: a cluster in a fresh store; sets `took`, `again` and `peak`.
+# forge_up: a cluster in a fresh store; sets `took`, `cpu`, `again` and `peak`.
 forge_up() {
     local start pid line
     fresh_store
@@ -17,7 +17,7 @@ forge_up() {
     done
     wait "$pid" || { tail -n 20 "$scratch/up.log" >&2; die "cluster up failed"; }
     took=$(since "$start")
-    [ -z "${BENCH_KEEP:-}" ] || cp "$scratch/up.log" "$BENCH_KEEP/up-$took.log"
+    cpu=$(cpu_of "$store"/drivers/qemu/*/vm.pid)
     sleep 5
     start=$(now)
     FORGE_HOME=$store "$FORGE" cluster up bench --managers 3 --workers 2 --qemu-accel tcg --json >"$scratch/up.log"
@@ -25,24 +25,25 @@ forge_up() {
     grep '"event":"summary"' "$scratch/up.log" | grep -q '"changed":0[,}]' || die "the second up changed something"
     remove_all "$store"
     rm -rf "$store"
-    say "forge: $took s, again $again s, peak $peak MB"
+    say "forge: $took s ($cpu s of processor time), again $again s, peak $peak MB"
 }
 
 plain_base
-ours=() plains=() agains=() peaks=()
+ours=() plains=() agains=() peaks=() our_cpu=() plain_cpu=()
 for ((round = 0; round < rounds; round++)); do
     for who in forge plain plain forge; do
         if [ "$who" = forge ]; then
             forge_up
-            ours+=("$took") agains+=("$again") peaks+=("$peak")
+            ours+=("$took") our_cpu+=("$cpu") agains+=("$again") peaks+=("$peak")
         else
             plain_swarm
-            plains+=("$took")
+            plains+=("$took") plain_cpu+=("$cpu")
         fi
     done
 done
 note "plain script, 3 managers and 2 workers, s" "$(median "${plains[@]}")"
 note "forge cluster up --managers 3 --workers 2, s" "$(median "${ours[@]}")"
+note "  processor time of the guests, plain and forge, s" "$(median "${plain_cpu[@]}") $(median "${our_cpu[@]}")"
 result "  ratio" "$(ratio "$(median "${ours[@]}")" "$(median "${plains[@]}")")" 1.10
 result "the same words again, nothing changed, s" "$(median "${agains[@]}")" 15
 result "peak memory of cluster up, MB" "$(median "${peaks[@]}")" 100

@@ -96,3 +96,12 @@ fresh_store() {
     mkdir -m 0700 "$store/images"
     cp -al "$(image_folder)" "$store/images/" 2>/dev/null || cp -a "$(image_folder)" "$store/images/"
 }
+
+# cpu_of PIDFILE…: the processor time that these guests have used, in seconds. Under emulation it is what a
+# boot costs, whatever else the host does.
+cpu_of() {
+    local file
+    for file in "$@"; do
+        sed 's/.*) //' "/proc/$(<"$file")/stat"
+    done | awk -v tick="$(getconf CLK_TCK)" '{ sum += $12 + $13 } END { printf "%.0f\n", sum / tick }'
+}

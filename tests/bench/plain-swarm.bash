@@ -63,7 +63,7 @@ await_engine() {
     guest "$1" 'until docker info >/dev/null 2>&1; do sleep 0.3; done'
 }
 
-# plain_swarm: five guests to three managers and two workers; sets `took`.
+# plain_swarm: five guests to three managers and two workers; sets `took` and `cpu`.
 plain_swarm() {
     local folder start number words token manager pids=()
     folder=$(mktemp -d "$scratch/plain.XXXX")
@@ -103,11 +103,12 @@ plain_swarm() {
     # shellcheck disable=SC2016 # for the guest
     guest 1 'until [ "$(docker node ls --format "{{.Status}} {{.ManagerStatus}}" | sort | tr "\n" ,)" = "Ready ,Ready ,Ready Leader,Ready Reachable,Ready Reachable," ]; do sleep 0.3; done'
     took=$(since "$start")
+    cpu=$(cpu_of "$folder"/*.pid)
     for pid in "${guests[@]}"; do
         kill "$pid"
         while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
     done
     guests=()
     rm -rf "$folder"
-    say "plain: $took s"
+    say "plain: $took s ($cpu s of processor time)"
 }

@@ -51,7 +51,10 @@ pub fn publish(store: &Store) {
     assert_ne!(taken.code, 0, "{taken}");
     let me = std::process::id().to_string();
     assert!(
-        taken.err.contains(&address) && taken.err.contains(&me),
+        taken
+            .err
+            .contains(&format!("port 7171 of {}", store.ip(NODES[1])))
+            && taken.err.contains(&me),
         "{taken}"
     );
     // And one that forge has itself.
