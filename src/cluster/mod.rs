@@ -2,6 +2,7 @@
 
 mod api;
 pub mod down;
+mod forming;
 pub mod look;
 pub mod node;
 pub mod plan;

@@ -3,12 +3,12 @@
 use forge_driver::{Result, State};
 use serde::Serialize;
 
+use super::forming::{Probed, judge};
 use super::look::{Seen, look, place_of};
 use super::node::{Availability, Health, Manager, Membership, consensus};
 use super::probe;
 use super::record::ClusterRecord;
 use super::spec::ClusterName;
-use super::up::{Probed, judge};
 use super::zones::{Role, Zone, quorum};
 use crate::machine::{Forge, Stage};
 use crate::store::lock::{Guarded, acquire};

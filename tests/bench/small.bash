@@ -35,7 +35,7 @@ for _ in {1..21}; do
     times+=("$(since "$start")")
 done
 result "forge ls with 100 stored machines, ms" "$(awk -v t="$(median "${times[@]}")" 'BEGIN { printf "%.1f", t * 1000 }')" 50
-rm -rf "$home"/machines/more-* 
+rm -rf "$home"/machines/more-*
 for number in {1..99}; do
     rm -rf "$home/drivers/qemu/$(printf '%s%02d' "${claim%??}" "$number")"
 done

@@ -1,0 +1,629 @@
+//! The acting half of `cluster up`.
+//!
+//! Machines are made at the same time, as many as the host has room for. The swarm is founded as soon as
+//! the founder is up, while others still boot; managers join one after another, workers as they come.
+//! What the cluster is in the end is asked of the cluster itself.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZero;
+
+use forge_driver::{Error, Kind, Result};
+use tokio::task::JoinSet;
+
+use super::look::Seen;
+use super::node::{Availability, Health, Membership, Node};
+use super::plan::{Action, Plan};
+use super::probe;
+use super::record::{ClusterRecord, addresses, members};
+use super::swarm::{self, Books, Expected, Joining};
+use super::up::Formed;
+use super::zones::{Place, Role, Zone};
+use crate::event::Events;
+use crate::interrupt;
+use crate::machine::access::Connection;
+use crate::machine::create::{self, Up};
+use crate::machine::{Forge, Record, Stage};
+use crate::playbook::StepResult;
+use crate::secret::Secret;
+
+/// So many machines boot at the same time: one more than keep this host's processors busy. More would not
+/// be up sooner, and the first would be up later: the managers come first, and the swarm forms while the
+/// workers boot.
+fn at_once() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZero::get) + 1
+}
+
+/// A machine that is up, in the swarm or on its way into it.
+struct Standing {
+    place: Place,
+    record: Record,
+    connection: Connection,
+    /// Its node id, once it is a member.
+    node: Option<String>,
+}
+
+/// A cluster that is being brought to its plan.
+pub(super) struct Forming<'a> {
+    forge: &'a Forge,
+    record: ClusterRecord,
+    plan: &'a Plan,
+    seen: &'a Seen,
+    /// The names of the machines that are wished.
+    wished: BTreeSet<String>,
+    members: BTreeMap<String, Standing>,
+    tokens: BTreeMap<Role, Secret>,
+    changed: usize,
+    joined: usize,
+}
+
+impl<'a> Forming<'a> {
+    pub(super) fn new(
+        forge: &'a Forge,
+        record: ClusterRecord,
+        plan: &'a Plan,
+        seen: &'a Seen,
+        wished: BTreeSet<String>,
+    ) -> Self {
+        Self {
+            forge,
+            record,
+            plan,
+            seen,
+            wished,
+            members: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            changed: 0,
+            joined: 0,
+        }
+    }
+
+    /// Raises the machines, forms the swarm while they come, and asks it what it is.
+    ///
+    /// # Errors
+    /// The first thing that failed on each machine; everything done is saved.
+    pub(super) async fn run(mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
+        // Machines that are not wished any more are members until they are removed.
+        let peers = addresses(&members(&self.forge.store, &self.record.spec.name)?);
+        let founder = self.plan.actions.iter().find_map(|action| match action {
+            Action::Init { machine, .. } => Some(machine.clone()),
+            _ => None,
+        });
+        let mut rising = JoinSet::new();
+        let (ready, fresh): (Vec<_>, Vec<_>) = machines
+            .into_iter()
+            .partition(|(_, record)| record.stage == Stage::Ready);
+        for (place, record) in ready {
+            self.raise(&mut rising, place, record, &peers);
+        }
+        let mut queue = VecDeque::from(fresh);
+        let mut waiting: VecDeque<String> = VecDeque::new();
+        let mut joining: JoinSet<(String, Result<swarm::Joined>)> = JoinSet::new();
+        let mut manager_joins = false;
+        let mut founded = founder.is_none();
+        let mut failures: Vec<Error> = Vec::new();
+        // Bounded by the number of machines: each turn ends one task or starts one.
+        loop {
+            // Interrupted: what is under way ends its step by itself, and nothing new begins.
+            let going = interrupt::check().is_ok();
+            while going
+                && rising.len() < at_once()
+                && let Some((place, record)) = queue.pop_front()
+            {
+                self.raise(&mut rising, place, record, &peers);
+            }
+            if going
+                && !founded
+                && let Some(name) = &founder
+                && self.members.contains_key(name)
+            {
+                match self.found(name.clone()).await {
+                    Ok(()) => founded = true,
+                    Err(error) => {
+                        failures.push(error);
+                        break;
+                    }
+                }
+            }
+            // Members accept a newcomer's traffic once their own provisioning is over.
+            let settled = self
+                .seen_members()
+                .all(|name| self.members.contains_key(name));
+            if going && founded && settled && failures.is_empty() {
+                manager_joins |= self
+                    .begin_joins(&mut waiting, &mut joining, manager_joins)
+                    .await?;
+            }
+            tokio::select! {
+                Some(done) = rising.join_next(), if !rising.is_empty() => {
+                    match done {
+                        Ok((place, Ok(up))) => {
+                            let name = up.record.name.clone();
+                            self.changed += up.changed;
+                            let node = self.known_node(&name);
+                            if node.is_none() && founder.as_ref() != Some(&name) {
+                                waiting.push_back(name.clone());
+                            }
+                            self.members.insert(name, Standing {
+                                place, record: up.record, connection: up.connection, node,
+                            });
+                        }
+                        Ok((_, Err(error))) => failures.push(error),
+                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                    }
+                }
+                Some(done) = joining.join_next(), if !joining.is_empty() => {
+                    match done {
+                        Ok((name, Ok(joined))) => {
+                            if self.members.get(&name).is_some_and(|member| member.place.role == Role::Manager) {
+                                manager_joins = false;
+                            }
+                            self.take_in(&name, joined);
+                        }
+                        Ok((name, Err(error))) => {
+                            manager_joins = false;
+                            failures.push(error.context(format!("machine `{name}` did not join cluster `{}`", self.record.spec.name)));
+                        }
+                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                    }
+                }
+                else => break,
+            }
+        }
+        interrupt::check()?;
+        if let Some(error) = failures.into_iter().reduce(|first, next| {
+            // One error ends the command; the others are part of it.
+            let line = next.line();
+            first.context(format!("several machines failed; another: {line}"))
+        }) {
+            return Err(error.hint(format!(
+                "everything done is saved: `forge cluster up {}` goes on; `forge cluster status {}` shows what is there",
+                self.record.spec.name, self.record.spec.name
+            )));
+        }
+        self.settle().await
+    }
+
+    /// Starts the loop of a machine.
+    fn raise(
+        &self,
+        rising: &mut JoinSet<(Place, Result<Up>)>,
+        place: Place,
+        record: Record,
+        peers: &[IpAddr],
+    ) {
+        let forge = self.forge.of(&record.name);
+        let open = self.seen.connections.get(&record.name).cloned();
+        let peers = peers.to_vec();
+        rising.spawn(async move { (place, create::bring_up(&forge, record, open, &peers).await) });
+    }
+
+    /// The machines that were members when the cluster was looked at, and are to stay.
+    fn seen_members(&self) -> impl Iterator<Item = &str> {
+        self.seen
+            .observed
+            .machines
+            .iter()
+            .filter(|machine| machine.membership.as_ref().is_some_and(Membership::belongs))
+            .filter_map(|machine| self.seen.name_of(machine.place))
+            .filter(|name| self.wished.contains(*name))
+    }
+
+    /// The node id that a machine had when it was looked at.
+    fn known_node(&self, name: &str) -> Option<String> {
+        let machine = self
+            .seen
+            .observed
+            .machines
+            .iter()
+            .find(|machine| self.seen.name_of(machine.place) == Some(name))?;
+        machine
+            .membership
+            .as_ref()
+            .filter(|membership| membership.belongs())
+            .map(|membership| membership.node_id.clone())
+    }
+
+    /// Founds the swarm on the machine `name`; the intent and the id are on disk before and after.
+    async fn found(&mut self, name: String) -> Result<()> {
+        let member = self.member(&name)?;
+        let address = address(&member.record)?;
+        let (claim, connection) = (member.record.claim, member.connection.clone());
+        let forge = self.forge.of(&name);
+        self.record.founder = Some(claim);
+        self.record.unsettled = true;
+        self.record.save(&forge.store)?;
+        forge.events.step("founding the swarm", "", None).await;
+        let on_step = listener(&forge.events);
+        let books = Books {
+            assets: &forge.assets,
+            on_step: &on_step,
+        };
+        let done = swarm::init(
+            &*connection.guest,
+            books,
+            address,
+            address,
+            self.record.pool,
+        )
+        .await
+        .map_err(|error| {
+            error.context(format!(
+                "failed to found cluster `{}` on `{name}`",
+                self.record.spec.name
+            ))
+        })?;
+        self.record.cluster_id = Some(done.cluster_id);
+        self.record.save(&forge.store)?;
+        self.changed += usize::from(done.changed);
+        self.joined += usize::from(done.changed);
+        if let Some(member) = self.members.get_mut(&name) {
+            member.node = Some(done.node_id);
+        }
+        forge.events.finished("leads the swarm", done.changed).await;
+        Ok(())
+    }
+
+    /// Begins every join that can go now: workers all, managers one at a time. Whether a manager's began.
+    async fn begin_joins(
+        &mut self,
+        waiting: &mut VecDeque<String>,
+        joining: &mut JoinSet<(String, Result<swarm::Joined>)>,
+        manager_joins: bool,
+    ) -> Result<bool> {
+        let Some(entry) = self.entry() else {
+            return Ok(false);
+        };
+        let mut began = false;
+        for _ in 0..waiting.len() {
+            let Some(name) = waiting.pop_front() else {
+                break;
+            };
+            let member = self.member(&name)?;
+            let (role, record, connection) = (
+                member.place.role,
+                member.record.clone(),
+                member.connection.clone(),
+            );
+            if role == Role::Manager && (manager_joins || began) {
+                waiting.push_back(name);
+                continue;
+            }
+            if !self.record.unsettled {
+                self.record.unsettled = true;
+                self.record.save(&self.forge.store)?;
+            }
+            let token = match self.tokens.get(&role) {
+                Some(token) => token.clone(),
+                None => {
+                    let token = swarm::token(&*entry.guest, role).await?;
+                    self.tokens.insert(role, token.clone());
+                    token
+                }
+            };
+            let own = address(&record)?;
+            let job = Joining {
+                address: own,
+                data: own,
+                managers: self.managers(),
+                token,
+            };
+            began |= role == Role::Manager;
+            let (forge, entry) = (self.forge.of(&name), entry.clone());
+            joining.spawn(async move {
+                let done = join(&forge, &entry, &connection, &name, role, &job).await;
+                (name, done)
+            });
+        }
+        Ok(began)
+    }
+
+    fn take_in(&mut self, name: &str, joined: swarm::Joined) {
+        self.changed += usize::from(joined.changed);
+        self.joined += usize::from(joined.changed);
+        if let Some(member) = self.members.get_mut(name) {
+            member.node = Some(joined.node_id);
+        }
+    }
+
+    fn member(&self, name: &str) -> Result<&Standing> {
+        self.members
+            .get(name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("machine `{name}` is not up")))
+    }
+
+    /// A connection to a manager that is in the swarm.
+    fn entry(&self) -> Option<Connection> {
+        self.members
+            .values()
+            .find(|member| member.place.role == Role::Manager && member.node.is_some())
+            .map(|member| member.connection.clone())
+    }
+
+    /// The addresses of the managers that are in the swarm.
+    fn managers(&self) -> Vec<Ipv4Addr> {
+        self.members
+            .values()
+            .filter(|member| member.place.role == Role::Manager && member.node.is_some())
+            .filter_map(|member| address(&member.record).ok())
+            .collect()
+    }
+
+    /// Lost entries, labels, availability, tokens; then the cluster is asked what it is.
+    async fn settle(mut self) -> Result<Formed> {
+        let entry = self.entry().ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                format!("no manager of cluster `{}` answers", self.record.spec.name),
+            )
+        })?;
+        let forge = self.forge;
+        let on_step = listener(&forge.events);
+        let books = Books {
+            assets: &forge.assets,
+            on_step: &on_step,
+        };
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("verifying: {why}"));
+        forge
+            .events
+            .step("verifying the cluster", "every node to be ready", None)
+            .await;
+        for action in &self.plan.actions {
+            if let Action::Forget { node, .. } = action {
+                swarm::remove(
+                    &*entry.guest,
+                    None,
+                    books,
+                    node,
+                    forge.patience,
+                    &on_trouble,
+                )
+                .await?;
+                self.changed += 1;
+            }
+        }
+        let expected: Vec<Expected<'_>> = self
+            .members
+            .iter()
+            .filter_map(|(name, member)| {
+                Some(Expected {
+                    machine: name,
+                    node_id: member.node.as_deref()?,
+                    role: member.place.role,
+                })
+            })
+            .collect();
+        for wanted in &expected {
+            if self.plan.actions.iter().any(
+                |action| matches!(action, Action::Promote { machine } if machine == wanted.machine),
+            ) {
+                self.changed +=
+                    usize::from(swarm::promote(&*entry.guest, books, wanted.node_id).await?);
+            }
+        }
+        let nodes = swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
+        let labels: BTreeMap<String, Zone> = self
+            .members
+            .values()
+            .filter_map(|member| Some((member.node.clone()?, member.place.zone)))
+            .filter(|(id, zone)| {
+                nodes
+                    .iter()
+                    .any(|node| node.id == *id && node.zone != Some(*zone))
+            })
+            .collect();
+        if self.record.spec.drain_managers {
+            let drained: Vec<&str> = nodes
+                .iter()
+                .filter(|node| node.manager.is_some() && node.availability != Availability::Drain)
+                .map(|node| node.id.as_str())
+                .collect();
+            self.changed += usize::from(
+                swarm::set_availability(&*entry.guest, books, &drained, Availability::Drain)
+                    .await?,
+            );
+        }
+        let joined = self.joined > 0 || self.record.unsettled;
+        if joined {
+            self.changed += self.drop_strays(&entry, &nodes).await?;
+        }
+        let finish = async {
+            let labelled = swarm::label(&*entry.guest, &labels).await?;
+            if joined {
+                swarm::rotate_tokens(&*entry.guest).await?;
+            }
+            Ok::<_, Error>(labelled)
+        };
+        let machines = self.probed();
+        // What the probe waits for (a task that starts) costs the manager nothing.
+        let check = async {
+            if !joined {
+                return Ok(());
+            }
+            forge.events.step("probing published ports", "", None).await;
+            let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
+            let done = probe::probe(&*entry.guest, &peers, forge.patience, &on_trouble).await?;
+            judge(&done)
+        };
+        let (labelled, checked) = tokio::join!(finish, check);
+        self.changed += usize::from(labelled?);
+        checked?;
+        if self.record.unsettled {
+            self.record.unsettled = false;
+            self.record.save(&forge.store)?;
+        }
+        let nodes = if labels.is_empty() && !joined {
+            nodes
+        } else {
+            swarm::nodes(&*entry.guest).await?
+        };
+        let cluster_id = match &self.record.cluster_id {
+            Some(id) => id.clone(),
+            None => {
+                let id = swarm::state(&*entry.guest)
+                    .await?
+                    .cluster_id
+                    .unwrap_or_default();
+                self.record.cluster_id = Some(id.clone());
+                self.record.save(&forge.store)?;
+                id
+            }
+        };
+        Ok(Formed {
+            cluster_id,
+            changed: self.changed,
+            nodes,
+        })
+    }
+
+    /// Removes what attempts to join that came to nothing left in the list: entries that are not ready
+    /// and have no name, or the name of a machine that is a member under another id.
+    async fn drop_strays(&self, entry: &Connection, nodes: &[Node]) -> Result<usize> {
+        let on_step = listener(&self.forge.events);
+        let books = Books {
+            assets: &self.forge.assets,
+            on_step: &on_step,
+        };
+        let member = |id: &str| {
+            self.members
+                .values()
+                .any(|member| member.node.as_deref() == Some(id))
+        };
+        let mut dropped = 0;
+        for node in nodes {
+            let ours = node.hostname.is_empty() || self.wished.contains(&node.hostname);
+            if ours && node.health != Health::Ready && !member(&node.id) {
+                swarm::remove(
+                    &*entry.guest,
+                    None,
+                    books,
+                    &node.id,
+                    self.forge.patience,
+                    &|_| {},
+                )
+                .await?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    fn probed(&self) -> Vec<Probed> {
+        self.members
+            .iter()
+            .filter_map(|(name, member)| {
+                Some(Probed {
+                    name: name.clone(),
+                    node_id: member.node.clone()?,
+                    address: address(&member.record).ok()?,
+                    connection: member.connection.clone(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// A member that the probe asks and is asked at.
+pub(super) struct Probed {
+    pub(super) name: String,
+    pub(super) node_id: String,
+    pub(super) address: Ipv4Addr,
+    pub(super) connection: Connection,
+}
+
+impl Probed {
+    pub(super) fn peer(&self) -> probe::Peer<'_> {
+        probe::Peer {
+            machine: &self.name,
+            node_id: &self.node_id,
+            address: self.address,
+            guest: &*self.connection.guest,
+        }
+    }
+}
+
+/// Refuses a cluster whose published ports do not answer everywhere.
+///
+/// # Errors
+/// [`Kind::Failed`] that names every target that did not answer.
+pub(super) fn judge(done: &probe::Probed) -> Result<()> {
+    let silent: Vec<String> = done
+        .answers
+        .iter()
+        .filter_map(|answer| {
+            let error = answer.error.as_ref()?;
+            Some(format!(
+                "`{}` asked from `{}`: {error}",
+                answer.target, answer.asker
+            ))
+        })
+        .collect();
+    if silent.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Failed,
+        "a published port does not answer on every node",
+    )
+    .because(silent.join("; "))
+    .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
+}
+
+/// One machine's way into the swarm, until the managers list it; asked of the entry.
+async fn join(
+    forge: &Forge,
+    entry: &Connection,
+    connection: &Connection,
+    name: &str,
+    role: Role,
+    job: &Joining,
+) -> Result<swarm::Joined> {
+    forge.events.step("joining the swarm", "", None).await;
+    let on_step = listener(&forge.events);
+    let books = Books {
+        assets: &forge.assets,
+        on_step: &on_step,
+    };
+    let done = swarm::join(&*connection.guest, books, job).await?;
+    if role == Role::Manager {
+        // The next manager joins when this one takes part: two at once can cost the quorum.
+        let expected = [Expected {
+            machine: name,
+            node_id: &done.node_id,
+            role,
+        }];
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("joining the swarm: {why}"));
+        swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
+    }
+    forge
+        .events
+        .finished(&format!("{role} of the swarm"), done.changed)
+        .await;
+    Ok(done)
+}
+
+/// Says each step of a playbook as an event.
+fn listener(events: &Events) -> impl Fn(&StepResult) + Send + Sync + use<> {
+    let events = events.clone();
+    move |step| events.result(&step.step, &step.status.to_string())
+}
+
+/// A machine's address between the machines.
+fn address(record: &Record) -> Result<Ipv4Addr> {
+    record
+        .placement
+        .nic
+        .as_ref()
+        .map(|nic| nic.address)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                format!(
+                    "machine `{}` has no address on a network between the machines",
+                    record.name
+                ),
+            )
+        })
+}
