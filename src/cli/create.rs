@@ -177,6 +177,9 @@ async fn create_all(
             None => fresh.push(name.clone()),
         }
     }
+    if !fresh.is_empty() {
+        create::check_host(forge, chosen.driver.id, &chosen.resolved.0).await?;
+    }
     let image = image::for_machines(forge, chosen.image.as_deref()).await?;
     let wishes: Vec<Wish> = fresh
         .iter()

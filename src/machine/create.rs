@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use forge_driver::{
-    Claim, Driver, Error, Kind, Power, Result, Spec, State, Wants, atomic, process,
+    Claim, Driver, Error, Kind, Mac, Nic, Power, Result, Spec, State, atomic, process,
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -191,6 +191,18 @@ fn same(found: Record, wish: &Wish) -> Result<Record> {
     Ok(found)
 }
 
+/// What can be said of this host and this driver before there is an image to make machines from.
+///
+/// # Errors
+/// What the driver's pre-check says.
+pub async fn check_host(forge: &Forge, driver: &str, config: &Value) -> Result<()> {
+    let driver = registry::open(driver, config, &forge.store, &forge.events)?;
+    if let Some(cidr) = driver.wants().network {
+        addresses::check_network(&forge.store, cidr)?;
+    }
+    driver.check(&[]).await
+}
+
 /// What a driver wants to know before anything is touched: machines that are wished, placed nowhere.
 ///
 /// # Errors
@@ -205,13 +217,10 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
             continue;
         };
         let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
-        if let Wants {
-            network: Some(cidr),
-            ..
-        } = driver.wants()
-        {
-            addresses::check_network(&forge.store, cidr)?;
-        }
+        let network = match driver.wants().network {
+            Some(cidr) => Some(addresses::check_network(&forge.store, cidr)?),
+            None => None,
+        };
         let mut specs = Vec::with_capacity(wishes.len());
         for wish in wishes {
             let claim = Claim::random();
@@ -224,8 +233,12 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
                     meta_data: String::new(),
                     network_config: String::new(),
                 },
-                nic: None,
-                outer_mac: forge_driver::Mac::of(claim, 0),
+                nic: network.clone().map(|network| Nic {
+                    address: network.cidr.addr(),
+                    network,
+                    mac: Mac::of(claim, 1),
+                }),
+                outer_mac: Mac::of(claim, 0),
                 forwards: Vec::new(),
             });
         }

@@ -157,15 +157,14 @@ pub fn networks(store: &Store) -> Result<Vec<Network>> {
         .networks)
 }
 
-/// Says whether a machine with this network could be placed, without placing it.
+/// The network that a machine of this range would be placed on, without placing it: the one that is
+/// recorded, or a new one that is recorded nowhere.
 ///
 /// # Errors
 /// When the range overlaps another network of this store.
-pub fn check_network(store: &Store, cidr: Ipv4Net) -> Result<()> {
-    overlap(
-        cidr.trunc(),
-        networks(store)?.into_iter().map(|network| network.cidr),
-    )
+pub fn check_network(store: &Store, cidr: Ipv4Net) -> Result<Network> {
+    let mut ledger: Ledger = read_json(&ledger_path(store))?.unwrap_or_default();
+    network(&mut ledger, cidr, store.id())
 }
 
 /// The next free address of `network`, counting up from .101 and coming round.

@@ -70,7 +70,7 @@ pub fn logs(store: &Store) {
         "== console ==",
         "== first boot ==",
         "== engine ==",
-        "Linux version",
+        "forge-root: clean",
         "this is default-m2",
         "API listen on",
     ] {

@@ -6,6 +6,7 @@ use forge::cluster::record::ClusterRecord;
 use forge::cluster::spec::ClusterSpec;
 use forge::cluster::up::{self, Formed, Request};
 use forge::event::Events;
+use forge::machine::create;
 use forge_driver::Result;
 use ipnet::Ipv4Net;
 use serde_json::json;
@@ -112,6 +113,7 @@ impl Up {
         };
         let done = async {
             if request.image.is_empty() || chosen.image.is_some() {
+                create::check_host(&forge, request.driver, &request.config).await?;
                 request.image = image::for_machines(&forge, chosen.image.as_deref()).await?;
             }
             up::up(&forge, &request, &told).await
