@@ -40,7 +40,7 @@ if ! find_seed; then
     find_seed || leave_to_cloud_init
 fi
 at=/run/forge-seed
-mkdir -m 0700 -p $at
+[ -d $at ] || mkdir -m 0700 $at
 mount -o ro,nosuid,nodev,noexec "$seed" $at || leave_to_cloud_init
 [ -r $at/user-data ] && [ -r $at/meta-data ] || leave_to_cloud_init
 

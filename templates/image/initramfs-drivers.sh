@@ -4,6 +4,7 @@ case ${1:-} in
 prereqs) exit 0 ;;
 esac
 for _ in 1 2; do
+    # shellcheck disable=SC2046 # one name a word
     modprobe -qab $(cat /sys/bus/pci/devices/*/modalias /sys/bus/virtio/devices/*/modalias \
         /sys/bus/vmbus/devices/*/modalias /sys/bus/xen/devices/*/modalias 2>/dev/null)
 done
