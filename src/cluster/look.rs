@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forge_driver::{Claim, Kind, Result, State};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::node::{LocalState, Membership};
 use super::plan::{Machine, Made, Observed};
@@ -180,7 +180,10 @@ async fn ask(
             let _permit = room.acquire().await;
             let access = forge.access(&record).ok()?;
             let connection = timeout(CONNECT, async {
-                access.knock(&record).await?;
+                // A busy machine may let the first questions pass.
+                while access.knock(&record).await.is_err() {
+                    sleep(Duration::from_millis(300)).await;
+                }
                 access.connect(&record, CONNECT).await
             })
             .await;

@@ -89,7 +89,7 @@ fn open_ports(store: &Store, machine: &str, target: &str) -> Vec<u16> {
 pub fn docker_rules(store: &Store, machine: &str) -> Vec<String> {
     let text = store.ssh(
         machine,
-        "sudo iptables-save; sudo ip6tables-save; sudo nft list tables | grep -v 'inet forge'; sudo ipvsadm-save -n 2>/dev/null; true",
+        "sudo iptables-save; sudo ip6tables-save; sudo nft list tables | grep -v 'inet forge\\|inet filter'; sudo ipvsadm-save -n 2>/dev/null; true",
     );
     let mut rules: Vec<String> = text
         .lines()

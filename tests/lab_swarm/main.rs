@@ -72,6 +72,33 @@ fn lab_a_swarm_of_three_managers() {
     steps.step("the firewall lets peers in and nobody else");
     firewall::firewall(&store);
 
+    store.ok(&["rm", "-y", "x1"]);
+
+    steps.step("`cluster down` leaves nothing");
+    let claims: Vec<String> = NODES.iter().map(|node| store.claim(node)).collect();
+    store.ok(&["cluster", "down", "-y"]);
+    assert_eq!(store.left(), Vec::<String>::new());
+    for claim in claims {
+        assert!(forge_lab::machines_of(&claim).is_empty());
+    }
+    assert_eq!(store.ok(&["ls", "-q"]), "");
+    assert_eq!(store.ok(&["cluster", "ls", "-q"]), "");
+}
+
+#[test]
+fn lab_b_swarm_survives_restarts_and_the_loss_of_power() {
+    let mut steps = Steps::new("swarm, restarted");
+    steps.step("three managers, a service, and a machine beside them");
+    let store = Store::new(FORGE);
+    let first = store.json(&UP);
+    let id = text(&first["cluster_id"]);
+    whole(&store, &id);
+    service::service(&store);
+    store.json(&["cluster", "publish", "default", PORT]);
+    service::served(&store);
+    let made = store.json(&["create", "x1"]);
+    assert_eq!(made["machines"][0]["ok"], true, "{made}");
+
     steps.step("restarts of the firewall, of nftables and of docker, beside the cluster and in it");
     let rules = firewall::restarts(&store, "x1");
     firewall::restarts(&store, NODES[2]);
@@ -130,15 +157,8 @@ fn lab_a_swarm_of_three_managers() {
     assert_eq!(addresses_of(&store), addresses);
     service::served(&store);
 
-    steps.step("`cluster down` leaves nothing");
-    let claims: Vec<String> = NODES.iter().map(|node| store.claim(node)).collect();
     store.ok(&["cluster", "down", "-y"]);
     assert_eq!(store.left(), Vec::<String>::new());
-    for claim in claims {
-        assert!(forge_lab::machines_of(&claim).is_empty());
-    }
-    assert_eq!(store.ok(&["ls", "-q"]), "");
-    assert_eq!(store.ok(&["cluster", "ls", "-q"]), "");
 }
 
 /// Two processes at once, and a third party that watches the process list of a joining machine.
