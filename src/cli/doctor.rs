@@ -16,7 +16,7 @@ use super::{Outcome, Session, report};
 /// Exit code 1 when something is missing.
 #[derive(Args)]
 pub struct Doctor {
-    /// Install what packages can give
+    /// Install the packages that are missing, and close a store that others may enter
     #[arg(long)]
     fix: bool,
     /// Do not ask
@@ -29,7 +29,7 @@ impl Doctor {
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let mut found = examine(session).await?;
         if self.fix && !found.ok {
-            let plan = fix::plan(&found).await?;
+            let plan = fix::plan(&found, &session.root()?).await?;
             for line in &plan.by_hand {
                 report::note(&format!("to do by hand: {line}"));
             }

@@ -1,14 +1,15 @@
 //! Installing what is missing: a plan that can be shown, then its steps.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result, process};
 use tokio::process::Command;
 
 use super::apt::{self, System};
-use super::{Report, image, program, sources};
+use super::{Report, image, program, sources, store};
 
 /// Package lists are quick to read.
 const READ: Duration = Duration::from_secs(60);
@@ -24,9 +25,11 @@ pub struct Plan {
     pub by_hand: Vec<String>,
 }
 
-/// One step, done with the rights of root.
+/// One step, done with the rights of root where it needs them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Keeps everybody else out of a folder of the user's own.
+    Close(PathBuf),
     /// Runs a program.
     Run(Vec<String>),
     /// Writes a file that anybody may read.
@@ -41,24 +44,34 @@ pub enum Step {
 impl Step {
     /// The step as a person would type it, with `sudo` where it is needed.
     pub fn line(&self) -> String {
-        let sudo = if rustix::process::geteuid().is_root() {
-            ""
-        } else {
+        let sudo = if self.needs_root() && !rustix::process::geteuid().is_root() {
             "sudo "
+        } else {
+            ""
         };
         match self {
+            Self::Close(folder) => format!("chmod 700 {}", folder.display()),
             Self::Run(words) => format!("{sudo}{}", words.join(" ")),
             Self::Write { path, text } => format!("{sudo}tee {path} <<'EOF'\n{text}EOF"),
         }
     }
+
+    fn needs_root(&self) -> bool {
+        !matches!(self, Self::Close(_))
+    }
 }
 
-/// Says how the packages that `report` misses are installed here, and changes nothing.
+/// Says how what `report` misses is mended here, with the store in `root`, and changes nothing.
 ///
 /// # Errors
 /// When apt and dpkg cannot be asked, or packages have to come from a suite that is unknown here.
-pub async fn plan(report: &Report) -> Result<Plan> {
+pub async fn plan(report: &Report, root: &Path) -> Result<Plan> {
     let mut plan = Plan::default();
+    let mut mended = Vec::new();
+    if store::is_open_to_others(root) {
+        plan.steps.push(Step::Close(root.to_owned()));
+        mended.push(store::FOLDER);
+    }
     let packages = report.packages();
     if !packages.is_empty() {
         if program("apt-get").is_some() {
@@ -74,6 +87,7 @@ pub async fn plan(report: &Report) -> Result<Plan> {
     for entry in report
         .missing()
         .filter(|entry| entry.finding.packages.is_empty())
+        .filter(|entry| !mended.contains(&entry.finding.what.as_str()))
     {
         if let Some(remedy) = &entry.remedy {
             plan.by_hand
@@ -136,10 +150,12 @@ fn apt_get<'a>(words: &[&str], packages: impl IntoIterator<Item = &'a String>) -
 /// When there is neither root nor sudo, or a step fails; those before it stay done.
 pub async fn apply(plan: &Plan, on_step: &(dyn Fn(&Step) + Send + Sync)) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
-    if !root && !plan.steps.is_empty() && program("sudo").is_none() {
+    let asks = !root && plan.steps.iter().any(Step::needs_root);
+    if asks && program("sudo").is_none() {
         let lines: Vec<String> = plan
             .steps
             .iter()
+            .filter(|step| step.needs_root())
             .map(|step| step.line().trim_start_matches("sudo ").to_owned())
             .collect();
         return Err(Error::new(
@@ -148,7 +164,7 @@ pub async fn apply(plan: &Plan, on_step: &(dyn Fn(&Step) + Send + Sync)) -> Resu
         )
         .hint(format!("as root, run\n{}", lines.join("\n"))));
     }
-    if !root && !plan.steps.is_empty() {
+    if asks {
         // Asked once, in the foreground: the steps run apart from the terminal.
         let mut ask = Command::new("sudo");
         ask.arg("-v");
@@ -157,6 +173,15 @@ pub async fn apply(plan: &Plan, on_step: &(dyn Fn(&Step) + Send + Sync)) -> Resu
     for step in &plan.steps {
         on_step(step);
         let (words, input): (Vec<String>, Option<&[u8]>) = match step {
+            Step::Close(folder) => {
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(
+                    |error| {
+                        Error::new(Kind::Io, format!("failed to close `{}`", folder.display()))
+                            .because(error)
+                    },
+                )?;
+                continue;
+            }
             Step::Run(words) => (words.clone(), None),
             Step::Write { path, text } => {
                 // apt reads the folder at any time, so the file appears whole; names that end in
@@ -284,12 +309,30 @@ mod tests {
         let report = Report {
             ok: false,
             findings: vec![
-                Entry::new("store", "folder", false, "open to all").remedy("run `chmod 700 x`"),
+                Entry::new("store", "disk", false, "1 GiB free").remedy("free some space"),
             ],
         };
-        let plan = plan(&report).await.expect("plan");
+        let plan = plan(&report, Path::new("/nonexistent"))
+            .await
+            .expect("plan");
         assert!(plan.steps.is_empty());
-        assert_eq!(plan.by_hand, ["folder: run `chmod 700 x`"]);
+        assert_eq!(plan.by_hand, ["disk: free some space"]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_others_may_enter_is_closed_without_root() {
+        let root = tempfile::tempdir().expect("folder");
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let report = crate::doctor::examine(root.path(), Vec::new()).await;
+        let mut plan = plan(&report, root.path()).await.expect("plan");
+        plan.steps.retain(|step| !step.needs_root());
+        assert_eq!(plan.steps, [Step::Close(root.path().to_owned())]);
+        assert!(
+            !plan.by_hand.iter().any(|line| line.starts_with("folder")),
+            "{plan:?}"
+        );
+        apply(&plan, &|_| {}).await.expect("closed");
+        assert!(!store::is_open_to_others(root.path()));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use super::Entry;
 
+/// What the finding about the folder itself is about.
+pub const FOLDER: &str = "folder";
 /// Below this a first image and a few machines do not fit.
 const ROOM: u64 = 5 << 30;
 
@@ -21,7 +23,7 @@ fn folder(root: &Path) -> Entry {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Entry::new(
                 "store",
-                "folder",
+                FOLDER,
                 true,
                 format!("`{shown}` is made by the first command"),
             );
@@ -29,7 +31,7 @@ fn folder(root: &Path) -> Entry {
         Err(error) => {
             return Entry::new(
                 "store",
-                "folder",
+                FOLDER,
                 false,
                 format!("`{shown}` cannot be read: {error}"),
             )
@@ -40,7 +42,7 @@ fn folder(root: &Path) -> Entry {
     if there.uid() != me {
         return Entry::new(
             "store",
-            "folder",
+            FOLDER,
             false,
             format!(
                 "`{shown}` belongs to user {}, and you are {me}",
@@ -50,25 +52,29 @@ fn folder(root: &Path) -> Entry {
         .remedy("run forge as its owner, or set FORGE_HOME to a folder of your own");
     }
     if !there.is_dir() {
-        return Entry::new(
-            "store",
-            "folder",
-            false,
-            format!("`{shown}` is not a folder"),
-        )
-        .remedy("set FORGE_HOME to a folder of your own");
+        return Entry::new("store", FOLDER, false, format!("`{shown}` is not a folder"))
+            .remedy("set FORGE_HOME to a folder of your own");
     }
-    let mode = there.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if is_open_to_others(root) {
+        let mode = there.mode() & 0o777;
         return Entry::new(
             "store",
-            "folder",
+            FOLDER,
             false,
             format!("`{shown}` holds private keys, and others may enter it (mode {mode:04o})"),
         )
         .remedy(format!("run `chmod 700 {shown}`"));
     }
-    Entry::new("store", "folder", true, format!("`{shown}`, yours alone"))
+    Entry::new("store", FOLDER, true, format!("`{shown}`, yours alone"))
+}
+
+/// The store is a folder of this user's, and others may enter it or look into it.
+pub fn is_open_to_others(root: &Path) -> bool {
+    fs::metadata(root).is_ok_and(|there| {
+        there.is_dir()
+            && there.uid() == rustix::process::geteuid().as_raw()
+            && there.mode() & 0o077 != 0
+    })
 }
 
 fn room(root: &Path) -> Entry {
@@ -115,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_store_that_others_may_enter_is_amiss() {
-        let store = tempfile::tempdir().expect("folder");
+        let store = tempfile::tempdir().expect(FOLDER);
         fs::set_permissions(store.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let entry = folder(store.path());
         assert!(!entry.finding.ok);
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_store_that_is_not_there_yet_is_fine_and_not_made() {
-        let parent = tempfile::tempdir().expect("folder");
+        let parent = tempfile::tempdir().expect(FOLDER);
         let store = parent.path().join("a/b");
         assert_eq!(findings(&store).len(), 2);
         assert!(folder(&store).finding.ok);
