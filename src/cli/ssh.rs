@@ -46,7 +46,7 @@ pub async fn enter(
     tty: bool,
 ) -> Result<Outcome> {
     let target = access::target(&forge.store, record)?;
-    let guest = ssh::connect(&target, session.patience())
+    let guest = ssh::connect_patiently(&target, session.patience())
         .await
         .map_err(|error| {
             error

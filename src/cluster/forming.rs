@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZero;
 
 use forge_driver::{Error, Kind, Result};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::look::Seen;
 use super::node::{Availability, Health, Membership, Node};
@@ -53,6 +53,8 @@ pub(super) struct Forming<'a> {
     wished: BTreeSet<String>,
     members: BTreeMap<String, Standing>,
     tokens: BTreeMap<Role, Secret>,
+    /// The first half of the probe, which goes on while others boot.
+    probing: Option<JoinHandle<Result<probe::Begun>>>,
     changed: usize,
     joined: usize,
 }
@@ -73,6 +75,7 @@ impl<'a> Forming<'a> {
             wished,
             members: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            probing: None,
             changed: 0,
             joined: 0,
         }
@@ -83,6 +86,18 @@ impl<'a> Forming<'a> {
     /// # Errors
     /// The first thing that failed on each machine; everything done is saved.
     pub(super) async fn run(mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
+        let formed = self.form(machines).await;
+        if formed.is_err()
+            && self.begun().await.is_some()
+            && let Some(entry) = self.entry()
+        {
+            // The first error is the one to report; the next probe sweeps.
+            let _ = probe::remove(&*entry.guest, &*entry.guest).await;
+        }
+        formed
+    }
+
+    async fn form(&mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
         // Machines that are not wished any more are members until they are removed.
         let peers = addresses(&members(&self.forge.store, &self.record.spec.name)?);
         let founder = self.plan.actions.iter().find_map(|action| match action {
@@ -261,7 +276,18 @@ impl<'a> Forming<'a> {
             member.node = Some(done.node_id);
         }
         forge.events.finished("leads the swarm", done.changed).await;
+        if !self.record.spec.drain_managers {
+            // Its task starts, and the nodes learn of its port, while the others are on their way.
+            self.probing = Some(tokio::spawn(async move {
+                probe::begin(&*connection.guest, &*connection.guest, &name).await
+            }));
+        }
         Ok(())
+    }
+
+    /// The probe that was begun when the swarm was founded. One that failed is tried anew at the end.
+    async fn begun(&mut self) -> Option<probe::Begun> {
+        self.probing.take()?.await.ok()?.ok()
     }
 
     /// Begins every join that can go now: workers all, managers one at a time. Whether a manager's began.
@@ -350,7 +376,7 @@ impl<'a> Forming<'a> {
     }
 
     /// Lost entries, labels, availability, tokens; then the cluster is asked what it is.
-    async fn settle(mut self) -> Result<Formed> {
+    async fn settle(&mut self) -> Result<Formed> {
         let entry = self.entry().ok_or_else(|| {
             Error::new(
                 Kind::Unavailable,
@@ -435,6 +461,7 @@ impl<'a> Forming<'a> {
             }
             Ok::<_, Error>(labelled)
         };
+        let begun = self.begun().await;
         let machines = self.probed();
         // What the probe waits for (a task that starts) costs the manager nothing.
         let check = async {
@@ -443,8 +470,14 @@ impl<'a> Forming<'a> {
             }
             forge.events.step("probing published ports", "", None).await;
             let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
-            let done = probe::probe(&*entry.guest, &peers, forge.patience, &on_trouble).await?;
-            judge(&done)
+            let entry = &*entry.guest;
+            let done = match begun {
+                Some(begun) => {
+                    probe::finish(entry, &peers, begun, forge.patience, &on_trouble).await?
+                }
+                None => probe::probe(entry, &peers, forge.patience, &on_trouble).await?,
+            };
+            done.judge()
         };
         let (labelled, checked) = tokio::join!(finish, check);
         self.changed += usize::from(labelled?);
@@ -541,33 +574,6 @@ impl Probed {
             guest: &*self.connection.guest,
         }
     }
-}
-
-/// Refuses a cluster whose published ports do not answer everywhere.
-///
-/// # Errors
-/// [`Kind::Failed`] that names every target that did not answer.
-pub(super) fn judge(done: &probe::Probed) -> Result<()> {
-    let silent: Vec<String> = done
-        .answers
-        .iter()
-        .filter_map(|answer| {
-            let error = answer.error.as_ref()?;
-            Some(format!(
-                "`{}` asked from `{}`: {error}",
-                answer.target, answer.asker
-            ))
-        })
-        .collect();
-    if silent.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Failed,
-        "a published port does not answer on every node",
-    )
-    .because(silent.join("; "))
-    .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
 }
 
 /// One machine's way into the swarm, until the managers list it; asked of the entry.

@@ -74,10 +74,31 @@ pub struct Probed {
 }
 
 impl Probed {
-    /// Whether every target answered.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        self.answers.iter().all(|answer| answer.error.is_none())
+    /// Refuses a cluster whose published ports do not answer everywhere.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] that names every target that did not answer.
+    pub fn judge(&self) -> Result<()> {
+        let silent: Vec<String> = self
+            .answers
+            .iter()
+            .filter_map(|answer| {
+                let error = answer.error.as_ref()?;
+                Some(format!(
+                    "`{}` asked from `{}`: {error}",
+                    answer.target, answer.asker
+                ))
+            })
+            .collect();
+        if silent.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Failed,
+            "a published port does not answer on every node",
+        )
+        .because(silent.join("; "))
+        .hint("the nodes lack ip_vs, or the traffic between them on 7946/tcp+udp and 4789/udp is lost"))
     }
 }
 
@@ -85,6 +106,14 @@ impl Probed {
 #[must_use]
 pub fn askers(count: usize) -> Vec<usize> {
     (0..count).map(|target| (target + 1) % count).collect()
+}
+
+/// A service that was created for a probe. Its task may not run yet.
+#[derive(Debug)]
+pub struct Begun {
+    name: String,
+    /// The machine of the task.
+    machine: String,
 }
 
 /// Publishes a port of one task and asks for it at every peer, within `deadline` for all of them.
@@ -102,6 +131,16 @@ pub async fn probe(
 ) -> Result<Probed> {
     sweep(manager, peers).await?;
     let host = host(manager, peers).await?;
+    let begun = begin(manager, host.guest, host.machine).await?;
+    finish(manager, peers, begun, deadline, on_trouble).await
+}
+
+/// The first half of a [`probe`]: the service, with its task on `machine`, whose engine is behind `host`.
+/// What was begun is ended by [`finish`] or [`remove`].
+///
+/// # Errors
+/// What the engine said; nothing is left behind then, unless the engine does not answer any more.
+pub async fn begin(manager: &dyn Guest, host: &dyn Guest, machine: &str) -> Result<Begun> {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -110,8 +149,57 @@ pub async fn probe(
         "forge-probe-{since}-{}",
         &Uuid::new_v4().simple().to_string()[..8]
     );
-    let outcome = ask(manager, peers, host, &name, deadline, on_trouble).await;
-    let removed = remove(manager, host.guest).await;
+    if let Err(error) = create(manager, host, &name).await {
+        // The first error is the one to report; the next probe sweeps.
+        let _ = remove(manager, host).await;
+        return Err(error.context("failed to set up the probe of a published port"));
+    }
+    Ok(Begun {
+        name,
+        machine: machine.to_owned(),
+    })
+}
+
+async fn create(manager: &dyn Guest, host: &dyn Guest, name: &str) -> Result<()> {
+    let machine = host.exec("uname -m", b"", ANSWER).await?.text();
+    let program = responder::executable(
+        Architecture::parse(machine.trim())?,
+        SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT),
+        name,
+    );
+    let import = format!(
+        "/images/create?fromSrc=-&repo={name}&tag=latest&changes={}&changes={}",
+        api::query(responder::ENTRYPOINT),
+        api::query(&format!("LABEL {LABEL}={name}")),
+    );
+    let said = Request::upload(import, responder::archive(&program))
+        .send(host)
+        .await?;
+    let image = imported(&said)?;
+    let node = swarm::state(host).await?.node_id;
+    Request::post("/services/create", &service(name, &image, &node))
+        .send(manager)
+        .await
+        .map(|_| ())
+}
+
+/// The second half of a [`probe`].
+///
+/// # Errors
+/// When the swarm publishes no port. That a target does not answer is an answer.
+pub async fn finish(
+    manager: &dyn Guest,
+    peers: &[Peer<'_>],
+    begun: Begun,
+    deadline: Duration,
+    on_trouble: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Probed> {
+    let outcome = ask(manager, peers, &begun, deadline, on_trouble).await;
+    let host = peers
+        .iter()
+        .find(|peer| peer.machine == begun.machine)
+        .map_or(manager, |peer| peer.guest);
+    let removed = remove(manager, host).await;
     match (outcome, removed) {
         (Ok(probed), Ok(())) => Ok(probed),
         (Ok(probed), Err(error)) => Ok(Probed {
@@ -144,29 +232,10 @@ async fn host<'a, 'b>(manager: &dyn Guest, peers: &'a [Peer<'b>]) -> Result<&'a 
 async fn ask(
     manager: &dyn Guest,
     peers: &[Peer<'_>],
-    host: &Peer<'_>,
-    name: &str,
+    Begun { name, machine }: &Begun,
     deadline: Duration,
     on_trouble: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Probed> {
-    let machine = host.guest.exec("uname -m", b"", ANSWER).await?.text();
-    let program = responder::executable(
-        Architecture::parse(machine.trim())?,
-        SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT),
-        name,
-    );
-    let import = format!(
-        "/images/create?fromSrc=-&repo={name}&tag=latest&changes={}&changes={}",
-        api::query(responder::ENTRYPOINT),
-        api::query(&format!("LABEL {LABEL}={name}")),
-    );
-    let said = Request::upload(import, responder::archive(&program))
-        .send(host.guest)
-        .await?;
-    let image = imported(&said)?;
-    Request::post("/services/create", &service(name, &image, host.node_id))
-        .send(manager)
-        .await?;
     let end = Instant::now() + deadline;
     let port = published(manager, name, end).await?;
     // The first answers when the task runs; the others are asked at the same time then.
@@ -204,7 +273,7 @@ async fn ask(
         answers.extend(join_all(others.iter().map(|(target, asker)| insist(target, *asker))).await);
     }
     Ok(Probed {
-        task_on: host.machine.to_owned(),
+        task_on: machine.clone(),
         port,
         answers,
         left_behind: None,
@@ -313,7 +382,11 @@ async fn sweep(manager: &dyn Guest, peers: &[Peer<'_>]) -> Result<()> {
         .collect()
 }
 
-async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
+/// Removes every service and image of a probe: here the services, the images at `host`.
+///
+/// # Errors
+/// What the engines said; the next probe tries again.
+pub async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
     let services = remove_services(manager).await;
     let images = remove_images(host).await;
     services.and(images)
@@ -397,8 +470,9 @@ mod tests {
             answers: vec![answer(None), answer(None)],
             left_behind: None,
         };
-        assert!(probed.passed());
+        probed.judge().expect("all answered");
         probed.answers[1] = answer(Some("refused"));
-        assert!(!probed.passed());
+        let error = probed.judge().expect_err("one is silent");
+        assert_eq!(error.causes(), ["`b` asked from `a`: refused"]);
     }
 }

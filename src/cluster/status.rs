@@ -3,7 +3,7 @@
 use forge_driver::{Result, State};
 use serde::Serialize;
 
-use super::forming::{Probed, judge};
+use super::forming::Probed;
 use super::look::{Seen, look, place_of};
 use super::node::{Availability, Health, Manager, Membership, consensus};
 use super::probe;
@@ -104,7 +104,7 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
         let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
         match probe::probe(&*manager.guest, &peers, forge.patience, &|_| {}).await {
             Ok(done) => {
-                if let Err(error) = judge(&done) {
+                if let Err(error) = done.judge() {
                     status.trouble.push(error.line());
                 }
                 status.probe = Some(done);

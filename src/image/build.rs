@@ -26,62 +26,88 @@ const CMDLINE: &str = "root=LABEL=forge-root rw console=ttyS0 quiet";
 const WORK: &str = ".build-";
 const CLEANING: Duration = Duration::from_secs(120);
 
-/// What is put into the image besides packages: the template, its place, its permissions.
+/// What is put into the image besides packages: the template, its place, its permissions. None of them
+/// has anything to fill in.
 const OVERLAY: &[(&str, &str, u32)] = &[
-    ("cloud.cfg", "etc/cloud/cloud.cfg.d/90_forge.cfg", 0o644),
     (
-        "default.network",
+        "image/cloud.cfg",
+        "etc/cloud/cloud.cfg.d/90_forge.cfg",
+        0o644,
+    ),
+    (
+        "image/default.network",
         "etc/systemd/network/90-default.network",
         0o644,
     ),
     (
-        "forge-grow.service",
+        "image/forge-grow.service",
         "etc/systemd/system/forge-grow.service",
         0o644,
     ),
-    ("forge-grow.sh", "usr/lib/forge/grow", 0o755),
+    ("image/forge-grow.sh", "usr/lib/forge/grow", 0o755),
     (
-        "forge-seed.service",
+        "image/forge-seed.service",
         "etc/systemd/system/forge-seed.service",
         0o644,
     ),
-    ("forge-seed.sh", "usr/lib/forge/seed", 0o755),
-    ("fstab", "etc/fstab", 0o644),
-    ("grub.cfg", "boot/grub/grub.cfg", 0o644),
+    ("image/forge-seed.sh", "usr/lib/forge/seed", 0o755),
+    ("image/fstab", "etc/fstab", 0o644),
+    ("image/grub.cfg", "boot/grub/grub.cfg", 0o644),
     (
-        "initramfs-dev.sh",
+        "image/initramfs-dev.sh",
         "etc/initramfs-tools/scripts/init-bottom/forge",
         0o755,
     ),
     (
-        "initramfs-drivers.sh",
+        "image/initramfs-drivers.sh",
         "etc/initramfs-tools/scripts/init-top/forge",
         0o755,
     ),
     (
-        "initramfs-hook.sh",
+        "image/initramfs-hook.sh",
         "etc/initramfs-tools/hooks/forge",
         0o755,
     ),
-    ("initramfs.conf", "etc/initramfs-tools/conf.d/forge", 0o644),
     (
-        "journald.conf",
+        "image/initramfs.conf",
+        "etc/initramfs-tools/conf.d/forge",
+        0o644,
+    ),
+    (
+        "image/journald.conf",
         "etc/systemd/journald.conf.d/forge.conf",
         0o644,
     ),
-    ("modprobe.conf", "etc/modprobe.d/forge.conf", 0o644),
+    ("image/modprobe.conf", "etc/modprobe.d/forge.conf", 0o644),
     (
-        "resolved.conf",
+        "image/resolved.conf",
         "etc/systemd/resolved.conf.d/forge.conf",
         0o644,
     ),
     (
-        "ssh.conf",
+        "image/ssh.conf",
         "etc/systemd/system/ssh.service.d/forge.conf",
         0o644,
     ),
-    ("sshd.conf", "etc/ssh/sshd_config.d/forge.conf", 0o644),
-    ("sudoers", "etc/sudoers.d/90-forge", 0o440),
+    ("image/sshd.conf", "etc/ssh/sshd_config.d/forge.conf", 0o644),
+    ("image/sudoers", "etc/sudoers.d/90-forge", 0o440),
+    // What every provisioning would put there: the first one finds it done, and systemd has read it.
+    (
+        "docker/10-forge.conf.tera",
+        "etc/systemd/system/docker.service.d/10-forge.conf",
+        0o644,
+    ),
+    ("docker/daemon.json.tera", "etc/docker/daemon.json", 0o644),
+    (
+        "kernel/modules.conf.tera",
+        "etc/modules-load.d/forge.conf",
+        0o644,
+    ),
+    (
+        "kernel/sysctl.conf.tera",
+        "etc/sysctl.d/99-forge.conf",
+        0o644,
+    ),
 ];
 
 /// The steps that the script reports, in their order.
@@ -236,7 +262,7 @@ impl Images {
 
     /// Writes what the script reads: its parts, the files of the image, and the few values.
     fn lay_out(&self, options: &BuildOptions, work: &Path, sources: &[String]) -> Result<()> {
-        let template = |name: &str| self.assets.read(&format!("templates/image/{name}"));
+        let template = |name: &str| self.assets.read(&format!("templates/{name}"));
         let put = |path: PathBuf, text: &str, mode: u32| -> Result<()> {
             let failed = || format!("failed to write `{}`", path.display());
             if let Some(folder) = path.parent() {
@@ -261,11 +287,11 @@ impl Images {
         put(work.join("sources.list"), &guest, 0o644)?;
         put(work.join("mirrors"), &(sources.join("\n") + "\n"), 0o644)?;
         for name in ["build.sh", "customize.sh"] {
-            put(work.join(name), &template(name)?, 0o644)?;
+            put(work.join(name), &template(&format!("image/{name}"))?, 0o644)?;
         }
         put(
             work.join("packages"),
-            &packages(&template("packages.txt")?),
+            &packages(&template("image/packages.txt")?),
             0o644,
         )?;
         put(work.join("suite"), &options.suite, 0o644)?;
@@ -442,6 +468,13 @@ mod tests {
             0o755
         );
         assert!(folder.path().join("overlay/var/lib/forge").is_dir());
+        for (_, place, _) in OVERLAY {
+            let text = read(&format!("overlay/{place}"));
+            assert!(
+                !text.contains("{{") && !text.contains("{%"),
+                "{place} is whole"
+            );
+        }
     }
 
     #[test]

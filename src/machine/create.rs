@@ -24,7 +24,7 @@ use super::seed::{self, FIRST_HOST_KEY};
 use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record, state};
 use crate::interrupt;
 use crate::registry;
-use crate::remote::ssh::{Phase, failed_phase};
+use crate::remote::ssh::{self, Phase, failed_phase};
 use crate::remote::{KeyPair, generate_key};
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire};
@@ -369,8 +369,6 @@ fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
 const POLL: Duration = Duration::from_millis(300);
 /// The provider is asked this often whether the machine still runs.
 const LOOK: Duration = Duration::from_secs(2);
-/// One attempt may take this long once a banner was seen: key exchange on a busy emulated machine.
-const ATTEMPT: Duration = Duration::from_secs(45);
 
 /// An open connection to a machine, started when it is off. Waits for at most `forge.patience`.
 ///
@@ -409,7 +407,7 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let attempt = match access.knock(record).await {
-            Ok(()) => access.connect(record, ATTEMPT.min(left)).await,
+            Ok(()) => access.connect(record, ssh::ATTEMPT.min(left)).await,
             Err(error) => Err(error),
         };
         let error = match attempt {

@@ -35,6 +35,9 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// processors with others that boot can be silent for a minute.
 const KEEPALIVE_MAX: usize = 8;
 
+/// One attempt to connect may take this long: key exchange on a busy emulated machine.
+pub const ATTEMPT: Duration = Duration::from_secs(45);
+
 /// A private key in OpenSSH's text form. It does not print itself.
 pub type PrivateKeyText = Secret;
 
@@ -310,6 +313,31 @@ pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
             };
             let why = format!("no answer within {}", seconds(deadline));
             Err(stopped(target, Kind::Timeout, phase, why))
+        }
+    }
+}
+
+/// [`connect`], in attempts of at most [`ATTEMPT`], for as long as `patience` lasts. Only silence is met with
+/// another attempt: a connection to a machine that restarts in the midst of it stays open and dead.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_patiently(target: &Target, patience: Duration) -> Result<SshGuest> {
+    connect_in_attempts(target, ATTEMPT, patience).await
+}
+
+async fn connect_in_attempts(
+    target: &Target,
+    attempt: Duration,
+    patience: Duration,
+) -> Result<SshGuest> {
+    let end = Instant::now() + patience;
+    // Bounded: an attempt that ends early has an answer, and that ends the loop.
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match connect(target, attempt.min(left)).await {
+            Err(error) if error.kind() == Kind::Timeout && Instant::now() < end => {}
+            done => return done,
         }
     }
 }

@@ -357,6 +357,45 @@ async fn silence_and_nonsense_are_told_by_phase() {
     }
 }
 
+/// Hands connections on to `server`, all but the first, which stays open and dead.
+async fn restarting(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        let dead = listener.accept().await.expect("the first");
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut onward = TcpStream::connect(server).await.expect("server");
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
+            });
+        }
+        drop(dead);
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_connection_that_a_restart_left_dead_is_made_anew() {
+    let server = Sshd::start().await;
+    let mut target = server.target();
+    target.address = restarting(server.address).await;
+    let guest = connect_in_attempts(&target, Duration::from_secs(2), DEADLINE)
+        .await
+        .expect("the second attempt");
+    let said = guest.exec("echo on", b"", DEADLINE).await.expect("runs");
+    assert_eq!(said.text(), "on\n");
+
+    target.address = listener(b"", false).await;
+    let error = connect_in_attempts(&target, Duration::from_secs(2), DEADLINE)
+        .await
+        .expect_err("closed");
+    assert_eq!(
+        error.kind(),
+        Kind::Unavailable,
+        "an answer is not asked for again"
+    );
+}
+
 #[tokio::test]
 async fn the_presented_key_is_read_without_a_login() {
     let server = Sshd::start().await;

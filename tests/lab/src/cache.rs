@@ -63,8 +63,9 @@ pub(crate) fn stock(program: &Path, home: &Path) {
 /// A number for everything that goes into an image.
 fn ingredients() -> u64 {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut paths: Vec<PathBuf> = fs::read_dir(top.join("templates/image"))
-        .expect("the templates of the image")
+    let mut paths: Vec<PathBuf> = ["image", "docker", "kernel"]
+        .iter()
+        .flat_map(|area| fs::read_dir(top.join("templates").join(area)).expect("templates"))
         .map(|entry| entry.expect("an entry").path())
         .collect();
     paths.extend([
