@@ -1,4 +1,4 @@
-//! The engine's API over mutual TLS: just enough of HTTP/1.1 to ask how it is.
+//! The engine's API over mutual TLS: enough to ask how it is.
 //!
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.
@@ -12,14 +12,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::ca::Authority;
-
-/// An answer longer than this is not an engine's.
-const ANSWER_LIMIT: u64 = 256 << 10;
+use crate::http::{self, Question, Stream};
 
 /// What an engine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +28,6 @@ pub struct Version {
     #[serde(rename = "ApiVersion")]
     pub api: String,
 }
-
-/// A byte stream to an engine's TLS port.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// The name that an engine's certificate must carry: its address, or the machine's name where all
 /// machines share 127.0.0.1.
@@ -52,7 +45,7 @@ pub fn server_name(machine: &str, address: IpAddr) -> String {
 /// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
 /// for an answer that is not an engine's.
 pub async fn version(
-    stream: impl Stream,
+    stream: impl Stream + 'static,
     name: &str,
     authority: &Authority,
     deadline: Duration,
@@ -69,46 +62,31 @@ pub async fn version(
     }
 }
 
-async fn ask(stream: impl Stream, name: &str, authority: &Authority) -> Result<Version> {
+async fn ask(stream: impl Stream + 'static, name: &str, authority: &Authority) -> Result<Version> {
     let connector = TlsConnector::from(Arc::new(client_config(authority)?));
     let server = ServerName::try_from(name.to_owned()).or_fail(Kind::Invalid, || {
         format!("`{name}` cannot be checked in a certificate")
     })?;
-    let mut tls = connector
+    let tls = connector
         .connect(server, stream)
         .await
         .or_fail(Kind::Refused, || {
             format!("the TLS handshake with the engine of `{name}` failed")
         })?;
-    let broken = || format!("the engine of `{name}` broke off");
-    tls.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\nAccept: application/json\r\n\r\n")
+    let answer = http::ask(tls, Question::get("/version"))
         .await
-        .or_fail(Kind::Unavailable, broken)?;
-    let mut answer = Vec::new();
-    match tls.take(ANSWER_LIMIT).read_to_end(&mut answer).await {
-        Ok(_) => {}
-        // An engine may close without close_notify; what came is judged below.
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
-        Err(error) => return Err(Error::new(Kind::Unavailable, broken()).because(error)),
-    }
-    let text = String::from_utf8_lossy(&answer);
-    let strange = |why: &str| {
+        .map_err(|error| error.context(format!("the engine of `{name}` broke off")))?;
+    let strange = |why: String| {
         Error::new(
             Kind::Invalid,
             format!("the answer of `{name}` is not a container engine's"),
         )
-        .because(why.to_owned())
+        .because(why)
     };
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| strange("it is not HTTP"))?;
-    let status = head.lines().next().unwrap_or_default();
-    if !status.contains(" 200") {
-        return Err(strange(status));
+    if !answer.status.is_success() {
+        return Err(strange(format!("its status is {}", answer.status)));
     }
-    let start = body.find('{').ok_or_else(|| strange("it holds no JSON"))?;
-    let end = body.rfind('}').ok_or_else(|| strange("it holds no JSON"))?;
-    serde_json::from_str(&body[start..=end]).map_err(|error| strange(&error.to_string()))
+    serde_json::from_slice(&answer.body).map_err(|error| strange(error.to_string()))
 }
 
 fn client_config(authority: &Authority) -> Result<ClientConfig> {
@@ -138,6 +116,7 @@ mod tests {
     use crate::store::Store;
     use rustls::ServerConfig;
     use rustls::server::WebPkiClientVerifier;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// A TLS server as an engine with `--tlsverify` is one, at the other end of a pipe.
     fn engine(
@@ -233,6 +212,6 @@ mod tests {
         let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
             .await
             .expect_err("503");
-        assert_eq!(error.causes(), ["HTTP/1.0 503 Busy"]);
+        assert_eq!(error.causes(), ["its status is 503 Service Unavailable"]);
     }
 }

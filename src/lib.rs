@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod engine;
 pub mod event;
 pub mod fault;
+pub mod http;
 pub mod image;
 pub mod interrupt;
 pub mod machine;

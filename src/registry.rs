@@ -255,6 +255,10 @@ impl Driver for Observed {
         self.inner.observe(claims).await
     }
 
+    async fn list(&self) -> Result<Vec<(Claim, String)>> {
+        self.inner.list().await
+    }
+
     async fn create(&self, spec: &Spec) -> Result<Instance> {
         self.call("create", self.inner.create(spec)).await
     }

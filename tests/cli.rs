@@ -5,7 +5,7 @@ mod common;
 use common::Lab;
 use forge_driver::fake::Knob;
 
-const NONE_YET: &str = "error: there are no machines yet\nhint: `forge create n1` makes one\n";
+const NONE_YET: &str = "error: there is nothing here yet: no machine, no cluster, no image\nhint: `forge create n1` makes a machine, `forge cluster up` a cluster; FORGE_HOME says where they are looked for\n";
 const NO_X: &str = "error: machine `x` does not exist\nhint: `forge ls` shows the machines; `forge create` makes one\n";
 
 /// A store with the machine `n1`, ready.
@@ -33,6 +33,13 @@ fn every_command_has_help_on_standard_output() {
                 .into_iter()
                 .map(|name| format!("{group} {name}")),
         );
+    }
+    for (command, words) in [
+        ("create", "Create machines: "),
+        ("cluster up", "Form a cluster, "),
+    ] {
+        let help = lab.forge(&format!("{command} --help")).ok();
+        assert!(help.stdout.starts_with(words), "{command}: {}", help.stdout);
     }
     for command in commands {
         let help = lab.forge(&format!("{command} --help")).ok();

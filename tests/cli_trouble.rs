@@ -94,6 +94,79 @@ fn damaged_and_newer_records_are_listed_and_can_be_removed() {
 }
 
 #[test]
+fn a_machine_whose_record_is_empty_is_found_by_its_name() {
+    let lab = Lab::new();
+    lab.forge("create n1 n2").ok();
+    fs::write(lab.home.join("machines/n1/machine.json"), "").expect("emptied");
+    lab.forge("rm -f n1").ok();
+    let names: Vec<String> = lab
+        .provider
+        .vms()
+        .expect("the provider")
+        .into_iter()
+        .map(|vm| vm.name)
+        .collect();
+    assert_eq!(names, ["n2"], "the machine has gone with its record");
+}
+
+#[test]
+fn a_cluster_whose_record_is_damaged_can_be_removed() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let folder = lab.home.join("clusters/k1");
+    fs::create_dir(&folder).expect("mkdir");
+    fs::write(folder.join("cluster.json"), "{\"format\": 1, ").expect("damaged");
+    fs::write(folder.join(".cluster.json.new"), "half").expect("a write that was cut off");
+    let refused = lab.forge("cluster down -y k1").run().code(1);
+    assert!(
+        refused
+            .stderr
+            .contains("clusters/k1/cluster.json` is damaged")
+            && refused.stderr.contains("`forge cluster down -f k1`"),
+        "{}",
+        refused.stderr
+    );
+    assert!(folder.exists(), "left as it is");
+    lab.forge("cluster down -f k1").ok();
+    assert!(!folder.exists());
+    lab.forge("ls -q").says(0, "n1\n", "");
+}
+
+#[test]
+fn a_store_that_others_may_write_into_is_refused() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    fs::set_permissions(&lab.home, fs::Permissions::from_mode(0o777)).expect("chmod");
+    let refused = lab.forge("ls").run().code(1);
+    assert!(
+        refused
+            .stderr
+            .contains("others may write into the store `HOME` (mode 0777)"),
+        "{}",
+        refused.stderr
+    );
+    fs::set_permissions(&lab.home, fs::Permissions::from_mode(0o700)).expect("chmod");
+    lab.forge("ls -q").says(0, "n1\n", "");
+}
+
+#[test]
+fn errors_are_events_where_json_is_wished() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let ended = lab.forge("start n2 --json").run().code(1);
+    let event = ended.summary();
+    assert_eq!(event["event"], "error", "{event}");
+    assert_eq!(event["kind"], "notfound");
+    assert_eq!(event["message"], "machine `n2` does not exist");
+    let again = lab.forge("rm -y n1 n1 --json").ok().summary();
+    assert_eq!(
+        again["machines"].as_array().map(Vec::len),
+        Some(1),
+        "{again}"
+    );
+}
+
+#[test]
 fn a_newer_store_is_refused_and_left_alone() {
     let lab = Lab::new();
     lab.forge("create n1").ok();

@@ -8,7 +8,7 @@ use forge_lab::{Dice, Listened, Steps, Store};
 use serde_json::Value;
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
-/// So many kills in each stage.
+/// So many kills in each stage, unless `FORGE_LAB_KILLS` says another number.
 const KILLS: usize = 5;
 /// So many clusters are made at most: one that is whole has no stage left to be killed in.
 const CLUSTERS: usize = 4;
@@ -26,10 +26,13 @@ const STAGES: [(&str, &str, u64); 5] = [
 fn lab_kills_in_every_stage() {
     let mut steps = Steps::new("kills");
     let mut dice = Dice::new();
+    let each = std::env::var("FORGE_LAB_KILLS").map_or(KILLS, |text| {
+        text.parse().expect("FORGE_LAB_KILLS is a number")
+    });
     let store = Store::new(FORGE);
     let mut table: Vec<Kill> = Vec::new();
     let mut clusters = Vec::new();
-    while !missing(&table).is_empty() {
+    while !missing(&table, each).is_empty() {
         let name = format!("k{}", clusters.len() + 1);
         assert!(
             clusters.len() < CLUSTERS,
@@ -38,7 +41,7 @@ fn lab_kills_in_every_stage() {
         steps.step(&format!(
             "cluster {name}: killed and gone on with until it is whole"
         ));
-        let done = torment(&store, &name, &mut dice, &mut table);
+        let done = torment(&store, &name, &mut dice, &mut table, each);
         clusters.push((name, done));
     }
     steps.step("everything works");
@@ -88,10 +91,10 @@ struct Kill {
 }
 
 /// The stages that were not killed in often enough, in their order.
-fn missing(table: &[Kill]) -> Vec<(&'static str, &'static str, u64)> {
+fn missing(table: &[Kill], each: usize) -> Vec<(&'static str, &'static str, u64)> {
     STAGES
         .into_iter()
-        .filter(|(stage, _, _)| table.iter().filter(|kill| kill.stage == *stage).count() < KILLS)
+        .filter(|(stage, _, _)| table.iter().filter(|kill| kill.stage == *stage).count() < each)
         .collect()
 }
 
@@ -101,10 +104,16 @@ fn words(name: &str) -> [&str; 7] {
 
 /// Runs `cluster up` until it ends by itself, killing it in the stages that are still to be killed in.
 /// The id of the swarm.
-fn torment(store: &Store, name: &str, dice: &mut Dice, table: &mut Vec<Kill>) -> String {
+fn torment(
+    store: &Store,
+    name: &str,
+    dice: &mut Dice,
+    table: &mut Vec<Kill>,
+    each: usize,
+) -> String {
     let mut id = None;
     for _ in 0..60 {
-        match run(store, name, &missing(table), dice) {
+        match run(store, name, &missing(table, each), dice) {
             Ended::Killed { stage, after } => {
                 table.push(Kill {
                     stage,

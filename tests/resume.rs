@@ -233,6 +233,33 @@ fn create_goes_on_from_every_point() {
 }
 
 #[test]
+fn a_create_of_several_goes_on_though_one_of_them_is_ready() {
+    let names = points(&Lab::new(), "create n1 n2 n3");
+    // A sample: from the last third on, where some are ready and others are not.
+    let numbers: Vec<usize> = (names.len() * 2 / 3..names.len()).step_by(5).collect();
+    let mixed = AtomicUsize::new(0);
+    each(numbers.len(), |index| {
+        let (lab, number) = (Lab::new(), numbers[index - 1]);
+        let ended = aborted(&lab, "create n1 n2 n3", number);
+        assert_eq!(ended.code, ABORTED, "{number}: {}", ended.stderr);
+        loads(&lab, "create n1 n2 n3");
+        let ready = ["n1", "n2", "n3"].map(|name| lab.record(name)["stage"] == "ready");
+        let over = ready == [true; 3];
+        mixed.fetch_add(
+            usize::from(!over && ready.contains(&true)),
+            Ordering::SeqCst,
+        );
+        let again = lab.forge("create n1 n2 n3").run();
+        assert_eq!(again.code, i32::from(over), "{number}: {}", again.stderr);
+        assert_eq!(lab.provider.creates().len(), 3, "{number}: one of each");
+        for name in ["n1", "n2", "n3"] {
+            assert_eq!(lab.record(name)["stage"], "ready", "{number}");
+        }
+    });
+    assert!(mixed.into_inner() > 0, "one was ready and another was not");
+}
+
+#[test]
 fn every_kind_of_effect_has_a_point_before_and_after_it() {
     let lab = Lab::new();
     let mut all = points(&lab, "create n1");

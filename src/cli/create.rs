@@ -165,20 +165,29 @@ async fn create_all(
 ) -> Result<Vec<(String, Result<usize>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut fresh = Vec::new();
+    let mut ready = Vec::new();
     for name in names {
         match Record::find(&forge.store, name)? {
             Some(found) if found.stage == Stage::Ready && !found.leaving => {
-                return Err(
-                    Error::new(Kind::Exists, format!("machine `{name}` already exists"))
-                        .hint("`forge ls` shows the machines; use another name"),
-                );
+                ready.push(name.clone());
             }
             Some(_) => {}
             None => fresh.push(name.clone()),
         }
     }
+    // All records are written before the first machine is brought up: where all are there and some are not
+    // ready, this command was cut off and goes on.
+    let cut_off = fresh.is_empty() && ready.len() < names.len();
+    if let Some(name) = ready.first()
+        && !cut_off
+    {
+        return Err(
+            Error::new(Kind::Exists, format!("machine `{name}` already exists"))
+                .hint("`forge ls` shows the machines; use another name"),
+        );
+    }
     if !fresh.is_empty() {
-        create::check_host(forge, chosen.driver.id, &chosen.resolved.0).await?;
+        create::check_host(forge, chosen.driver.id, &chosen.resolved.0, fresh.len()).await?;
     }
     let image = image::for_machines(forge, chosen.image.as_deref()).await?;
     let wishes: Vec<Wish> = fresh
@@ -187,7 +196,7 @@ async fn create_all(
         .collect();
     create::check(forge, &wishes).await?;
     let mut records = Vec::new();
-    for name in names {
+    for name in names.iter().filter(|name| !ready.contains(name)) {
         records.push(create::claim(forge, &chosen.wish(name, &image, publish)).await?);
     }
     let mut tasks = tokio::task::JoinSet::new();

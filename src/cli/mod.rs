@@ -173,7 +173,14 @@ fn command(words: &[std::ffi::OsString]) -> Command {
             .get_arguments()
             .map(|argument| argument.get_id().to_string())
             .collect();
-        let command = (entry.augment)(command);
+        // The driver's options bring a description of their own along.
+        let (about, long) = (
+            command.get_about().cloned(),
+            command.get_long_about().cloned(),
+        );
+        let command = (entry.augment)(command)
+            .about(about.unwrap_or_default())
+            .long_about(long.unwrap_or_default());
         let added: Vec<String> = command
             .get_arguments()
             .map(|argument| argument.get_id().to_string())
@@ -269,8 +276,8 @@ impl Session {
     /// When there is no store yet: then there are no machines either.
     pub fn reader(&self) -> Result<Forge> {
         let store = self.existing()?.ok_or_else(|| {
-            Error::new(Kind::NotFound, "there are no machines yet")
-                .hint("`forge create n1` makes one")
+            Error::new(Kind::NotFound, "there is nothing here yet: no machine, no cluster, no image")
+                .hint("`forge create n1` makes a machine, `forge cluster up` a cluster; FORGE_HOME says where they are looked for")
         })?;
         Ok(self.forge(store, Events::silent()))
     }
@@ -313,6 +320,9 @@ impl Session {
 
 async fn run(cli: Cli, matches: &ArgMatches) -> ExitCode {
     watch_signals();
+    if cli.global.json {
+        report::as_json();
+    }
     let style = if cli.global.json {
         Style::Json
     } else if std::io::stderr().is_terminal() && !cli.global.debug {

@@ -7,6 +7,7 @@ use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
 use super::create::conclude;
+use super::rm::distinct;
 use super::where_is::or_default;
 use super::{Outcome, Session};
 
@@ -88,7 +89,7 @@ async fn change(
     // Without a store there are no machines, and none is made.
     session.reader()?;
     let (forge, drawing) = session.worker(command)?;
-    let done = change_all(&forge, change, &names).await;
+    let done = change_all(&forge, change, &distinct(names)).await;
     drawing.finish(forge).await;
     let done = done?;
     if session.json() {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use forge_driver::{Error, Kind};
+use serde_json::json;
 
 /// The log of this command, once it has one.
 static LOG: OnceLock<PathBuf> = OnceLock::new();
@@ -26,8 +27,29 @@ pub fn code(kind: Kind) -> u8 {
     }
 }
 
-/// Writes one error to standard error.
+/// With `--json`: errors are documents, too.
+static JSON: OnceLock<()> = OnceLock::new();
+
+/// From now on errors go to standard output as well, as one line of JSON each.
+pub fn as_json() {
+    // Said twice it means the same.
+    let _ = JSON.set(());
+}
+
+/// Writes one error to standard error; with `--json` also as an event to standard output.
 pub fn write(error: &Error, subject: Option<&str>) {
+    if JSON.get().is_some() {
+        let event = json!({
+            "event": "error",
+            "kind": format!("{:?}", error.kind()).to_lowercase(),
+            "subject": subject,
+            "message": error.message(),
+            "causes": error.causes(),
+            "hint": error.deepest_hint(),
+        });
+        // Whoever reads it may have gone.
+        let _ = writeln!(std::io::stdout(), "{event}");
+    }
     let mut text = String::new();
     let subject = subject
         .map(|subject| format!("{subject}: "))

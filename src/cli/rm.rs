@@ -28,18 +28,23 @@ pub struct Rm {
 impl Rm {
     /// Removes them all at once.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
+        let names = distinct(self.names);
         if session.existing()?.is_none() && self.force {
+            if session.json() {
+                let nothing: Vec<_> = names.into_iter().map(|name| (name, Ok(false))).collect();
+                println!("{}", summary(&nothing));
+            }
             return Ok(Outcome::Done);
         }
         session.reader()?;
         if !self.yes && !self.force {
             confirm(&format!(
                 "Remove {} and all data on their disks?",
-                self.names.join(", ")
+                names.join(", ")
             ))?;
         }
         let (forge, drawing) = session.worker("rm")?;
-        let done = remove_all(&forge, &self.names, self.force).await;
+        let done = remove_all(&forge, &names, self.force).await;
         drawing.finish(forge).await;
         let done = done?;
         if session.json() {
@@ -53,10 +58,19 @@ impl Rm {
     }
 }
 
+/// Each name once, in the order given.
+pub fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    names
+        .into_iter()
+        .filter(|name| seen.insert(name.clone()))
+        .collect()
+}
+
 /// Asks yes or no on the terminal.
 ///
 /// # Errors
-/// [`Kind::Usage`] when there is no terminal to ask on, [`Kind::Interrupted`] when the answer is no.
+/// [`Kind::Usage`] when there is no terminal to ask on, [`Kind::Failed`] when the answer is no.
 pub fn confirm(question: &str) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::new(

@@ -1,87 +1,58 @@
-//! The engine's own interface, asked in the machine itself.
+//! The engine's own interface, through the machine's SSH connection: no program is started there, which
+//! would cost an emulated machine more than the answer does.
 //!
-//! `curl` on the engine's socket costs an emulated machine a fraction of what the engine's command does,
-//! and what is sent travels on standard input.
+//! Docker Engine API: <https://docs.docker.com/reference/api/engine/>.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result};
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::timeout;
 
-use crate::playbook::quote;
-use crate::remote::Guest;
+use crate::http::{self, Answer, Question};
+use crate::remote::{Dial, Guest};
 
-/// How long the engine is given for an answer, in the machine.
+/// How long the engine is given for an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// One request.
-pub(super) struct Request<'a> {
-    method: &'a str,
-    path: String,
-    kind: &'a str,
-    body: Vec<u8>,
-}
+pub(super) struct Request(Question);
 
-impl<'a> Request<'a> {
+impl Request {
     /// Asks for what lies at `path`.
     pub(super) fn get(path: impl Into<String>) -> Self {
-        Self::bare("GET", path)
+        Self(Question::get(path))
     }
 
     /// Removes what lies at `path`.
     pub(super) fn delete(path: impl Into<String>) -> Self {
-        Self::bare("DELETE", path)
+        Self(Question {
+            method: Method::DELETE,
+            ..Question::get(path)
+        })
     }
 
     /// Hands `body` over.
     pub(super) fn post(path: impl Into<String>, body: &Value) -> Self {
-        Self {
+        Self(Question {
+            method: Method::POST,
             kind: "application/json",
             body: body.to_string().into_bytes(),
-            ..Self::bare("POST", path)
-        }
+            ..Question::get(path)
+        })
     }
 
     /// Hands an archive over.
     pub(super) fn upload(path: impl Into<String>, archive: Vec<u8>) -> Self {
-        Self {
+        Self(Question {
+            method: Method::POST,
             kind: "application/x-tar",
             body: archive,
-            ..Self::bare("POST", path)
-        }
-    }
-
-    fn bare(method: &'a str, path: impl Into<String>) -> Self {
-        Self {
-            method,
-            path: path.into(),
-            kind: "",
-            body: Vec::new(),
-        }
-    }
-
-    fn command(&self) -> String {
-        let mut words = format!(
-            "timeout -k 5 {} curl -sS -X {} --unix-socket /var/run/docker.sock -w '\\n%{{http_code}}'",
-            ANSWER.as_secs(),
-            self.method
-        );
-        if !self.kind.is_empty() {
-            // `Expect: 100-continue` would cost a round trip.
-            let _ = write!(
-                words,
-                " -H 'Content-Type: {}' -H Expect: --data-binary @-",
-                self.kind
-            );
-        }
-        let _ = write!(
-            words,
-            " {}",
-            quote(&format!("http://localhost{}", self.path))
-        );
-        words
+            ..Question::get(path)
+        })
     }
 
     /// Sends it, and returns the answer.
@@ -90,35 +61,23 @@ impl<'a> Request<'a> {
     /// [`Kind::NotFound`], [`Kind::Conflict`] and [`Kind::Failed`] with the engine's words;
     /// [`Kind::Timeout`] when it does not answer.
     pub(super) async fn send(self, guest: &dyn Guest) -> Result<String> {
-        let what = format!(
-            "`{} {}`",
-            self.method,
-            self.path.split('?').next().unwrap_or_default()
-        );
-        let output = guest
-            .exec(
-                &self.command(),
-                &self.body,
-                ANSWER + Duration::from_secs(15),
-            )
-            .await?;
-        match output.status {
-            0 => answer(&what, &output.text()),
-            124 | 137 => Err(Error::new(
+        let Self(question) = self;
+        let path = question.path.split('?').next().unwrap_or_default();
+        let what = format!("`{} {path}`", question.method);
+        let asking = async {
+            let stream = guest.dial(&Dial::Engine, ANSWER).await?;
+            http::ask(stream, question).await
+        };
+        match timeout(ANSWER, asking).await {
+            Ok(Ok(given)) => answer(&what, given),
+            Ok(Err(error)) => Err(error.context(format!("the engine does not answer {what}"))),
+            Err(_) => Err(Error::new(
                 Kind::Timeout,
                 format!(
                     "the engine did not answer {what} within {} s",
                     ANSWER.as_secs()
                 ),
             )),
-            127 => Err(Error::new(
-                Kind::Unavailable,
-                "curl is not installed on the machine",
-            )),
-            _ => Err(
-                Error::new(Kind::Failed, format!("the engine does not answer {what}"))
-                    .because(output.error_text().trim().to_owned()),
-            ),
         }
     }
 
@@ -127,7 +86,7 @@ impl<'a> Request<'a> {
     /// # Errors
     /// Also [`Kind::Invalid`] when it is none.
     pub(super) async fn ask(self, guest: &dyn Guest) -> Result<Value> {
-        let what = self.path.clone();
+        let what = self.0.path.clone();
         let text = self.send(guest).await?;
         serde_json::from_str(&text).map_err(|error| {
             Error::new(
@@ -139,21 +98,21 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The body, when the status on the last line is one of success.
-fn answer(what: &str, text: &str) -> Result<String> {
-    let (body, status) = text.rsplit_once('\n').unwrap_or(("", text));
-    if status.starts_with('2') {
-        return Ok(body.to_owned());
+/// The body of an answer of success.
+fn answer(what: &str, given: Answer) -> Result<String> {
+    let body = String::from_utf8_lossy(&given.body).into_owned();
+    if given.status.is_success() {
+        return Ok(body);
     }
     #[derive(Deserialize)]
     struct Complaint {
         message: String,
     }
-    let why = serde_json::from_str::<Complaint>(body)
+    let why = serde_json::from_str::<Complaint>(&body)
         .map_or_else(|_| body.trim().to_owned(), |said| said.message);
-    let kind = match status {
-        "404" => Kind::NotFound,
-        "409" => Kind::Conflict,
+    let kind = match given.status {
+        StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::CONFLICT => Kind::Conflict,
         _ => Kind::Failed,
     };
     Err(Error::new(kind, format!("the engine refuses {what}")).because(why))
@@ -178,23 +137,22 @@ mod tests {
 
     #[test]
     fn the_status_decides_what_an_answer_is() {
-        assert_eq!(answer("x", "[]\n\n200").expect("answer"), "[]\n");
-        assert_eq!(answer("x", "\n204").expect("answer"), "");
-        let error = answer("x", "{\"message\":\"gone\"}\n\n404").expect_err("refused");
+        let given = |status: StatusCode, body: &str| {
+            let body = body.as_bytes().to_vec();
+            answer("x", Answer { status, body })
+        };
+        assert_eq!(given(StatusCode::OK, "[]").expect("answer"), "[]");
+        assert_eq!(given(StatusCode::NO_CONTENT, "").expect("answer"), "");
+        let error = given(StatusCode::NOT_FOUND, "{\"message\":\"gone\"}").expect_err("refused");
         assert_eq!(error.kind(), Kind::NotFound);
         assert_eq!(error.causes(), ["gone"]);
+        let error = given(StatusCode::CONFLICT, "page\n").expect_err("refused");
         assert_eq!(
-            answer("x", "page\n409").expect_err("refused").kind(),
-            Kind::Conflict
+            (error.kind(), error.causes()),
+            (Kind::Conflict, vec!["page".to_owned()])
         );
-        assert_eq!(answer("x", "").expect_err("nothing").kind(), Kind::Failed);
-    }
-
-    #[test]
-    fn bodies_travel_on_standard_input() {
-        let request = Request::post("/swarm/join", &serde_json::json!({"JoinToken": "secret"}));
-        assert!(!request.command().contains("secret"));
-        assert!(request.command().contains("--data-binary @-"));
+        let error = given(StatusCode::SERVICE_UNAVAILABLE, "").expect_err("nothing");
+        assert_eq!(error.kind(), Kind::Failed);
     }
 
     #[test]

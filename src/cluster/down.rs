@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::look::{look, place_of};
-use super::record::{ClusterRecord, members};
+use super::record::{self, ClusterRecord, members};
 use super::spec::ClusterName;
 use super::status::{Status, status_of};
 use super::zones::Role;
@@ -38,10 +38,17 @@ async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, V
 ///
 /// # Errors
 /// When a machine could not be removed: it and the cluster stay listed.
-pub async fn down(forge: &Forge, name: &ClusterName) -> Result<usize> {
-    let mut record = ClusterRecord::load(&forge.store, name)?;
+///
+/// With `force` also a cluster whose record cannot be read: what carries its name is removed.
+pub async fn down(forge: &Forge, name: &ClusterName, force: bool) -> Result<usize> {
+    let record = match ClusterRecord::load(&forge.store, name) {
+        Err(error) if force && error.kind() == Kind::Corrupt => None,
+        record => Some(record?),
+    };
     let (_cluster, _machines, members) = locked(forge, name).await?;
-    if !record.leaving {
+    if let Some(mut record) = record
+        && !record.leaving
+    {
         record.leaving = true;
         record.save(&forge.store)?;
     }
@@ -50,7 +57,7 @@ pub async fn down(forge: &Forge, name: &ClusterName) -> Result<usize> {
         destroy::destroy(&forge, record).await.map(|()| true)
     })
     .await?;
-    record.forget(&forge.store)?;
+    record::forget(&forge.store, name)?;
     Ok(count)
 }
 
@@ -68,13 +75,18 @@ pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
             .is_some_and(|member| member.role == Role::Manager)
     });
     let mut changed = 0;
+    let mut failure = None;
+    // A worker that does not go down keeps no manager from going down cleanly.
     for group in [workers, managers] {
-        changed += each(forge, group, "stop", |forge, record| async move {
+        let done = each(forge, group, "stop", |forge, record| async move {
             power::stop(&forge, &record).await
-        })
-        .await?;
+        });
+        match done.await {
+            Ok(count) => changed += count,
+            Err(error) => failure = failure.or(Some(error)),
+        }
     }
-    Ok(changed)
+    failure.map_or(Ok(changed), Err)
 }
 
 /// Starts all machines of a cluster and waits until it is whole again: the same id, a quorum, every node

@@ -9,27 +9,34 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZero;
 
 use forge_driver::{Error, Kind, Result};
+use futures_util::future::join_all;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+mod settle;
+
+pub(in crate::cluster) use settle::Probed;
 
 use super::look::Seen;
-use super::node::{Availability, Health, Membership, Node};
+use super::node::Membership;
 use super::plan::{Action, Plan};
 use super::probe;
 use super::record::{ClusterRecord, addresses, members};
 use super::swarm::{self, Books, Expected, Joining};
 use super::up::Formed;
-use super::zones::{Place, Role, Zone};
+use super::zones::{Place, Role};
 use crate::event::Events;
 use crate::interrupt;
 use crate::machine::access::Connection;
 use crate::machine::create::{self, Up};
-use crate::machine::{Forge, Record, Stage};
+use crate::machine::{Forge, Record, Stage, provision};
 use crate::playbook::StepResult;
 use crate::secret::Secret;
 
-/// So many machines boot at the same time: one more than keep this host's processors busy. More would not
-/// be up sooner, and the first would be up later: the managers come first, and the swarm forms while the
-/// workers boot.
+/// So many machines boot at the same time: one more than keep this host's processors busy, for the moments
+/// in which one waits. More of them are up later rather than sooner, least of all where they are emulated:
+/// they drive each other out of the caches. The managers come first, and the swarm forms while the workers
+/// boot.
 fn at_once() -> usize {
     std::thread::available_parallelism().map_or(2, NonZero::get) + 1
 }
@@ -100,16 +107,16 @@ impl<'a> Forming<'a> {
     async fn form(&mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
         // Machines that are not wished any more are members until they are removed.
         let peers = addresses(&members(&self.forge.store, &self.record.spec.name)?);
-        let founder = self.plan.actions.iter().find_map(|action| match action {
-            Action::Init { machine, .. } => Some(machine.clone()),
-            _ => None,
-        });
+        let founder = self.founder(&machines);
         let mut rising = JoinSet::new();
         let (ready, fresh): (Vec<_>, Vec<_>) = machines
             .into_iter()
             .partition(|(_, record)| record.stage == Stage::Ready);
         for (place, record) in ready {
             self.raise(&mut rising, place, record, &peers);
+        }
+        if !fresh.is_empty() {
+            self.tell_bystanders(&peers).await?;
         }
         let mut queue = VecDeque::from(fresh);
         let mut waiting: VecDeque<String> = VecDeque::new();
@@ -122,6 +129,7 @@ impl<'a> Forming<'a> {
             // Interrupted: what is under way ends its step by itself, and nothing new begins.
             let going = interrupt::check().is_ok();
             while going
+                && failures.is_empty()
                 && rising.len() < at_once()
                 && let Some((place, record)) = queue.pop_front()
             {
@@ -129,15 +137,14 @@ impl<'a> Forming<'a> {
             }
             if going
                 && !founded
+                && failures.is_empty()
                 && let Some(name) = &founder
                 && self.members.contains_key(name)
             {
                 match self.found(name.clone()).await {
                     Ok(()) => founded = true,
-                    Err(error) => {
-                        failures.push(error);
-                        break;
-                    }
+                    // What is under way ends its step by itself.
+                    Err(error) => failures.push(error),
                 }
             }
             // Members accept a newcomer's traffic once their own provisioning is over.
@@ -145,9 +152,13 @@ impl<'a> Forming<'a> {
                 .seen_members()
                 .all(|name| self.members.contains_key(name));
             if going && founded && settled && failures.is_empty() {
-                manager_joins |= self
+                match self
                     .begin_joins(&mut waiting, &mut joining, manager_joins)
-                    .await?;
+                    .await
+                {
+                    Ok(began) => manager_joins |= began,
+                    Err(error) => failures.push(error),
+                }
             }
             tokio::select! {
                 Some(done) = rising.join_next(), if !rising.is_empty() => {
@@ -155,7 +166,11 @@ impl<'a> Forming<'a> {
                         Ok((place, Ok(up))) => {
                             let name = up.record.name.clone();
                             self.changed += up.changed;
-                            let node = self.known_node(&name);
+                            let node = match self.known_node(&name) {
+                                Some(node) => Some(node),
+                                None if founder.as_ref() == Some(&name) => None,
+                                None => self.node_now(&up.connection).await,
+                            };
                             if node.is_none() && founder.as_ref() != Some(&name) {
                                 waiting.push_back(name.clone());
                             }
@@ -239,6 +254,48 @@ impl<'a> Forming<'a> {
             .map(|membership| membership.node_id.clone())
     }
 
+    /// Lets the newcomers in at members that run and are not wished any more: nobody else brings them up.
+    async fn tell_bystanders(&self, peers: &[IpAddr]) -> Result<()> {
+        let bystanders = self.seen.records.values().filter(|record| {
+            record.stage == Stage::Ready && !record.leaving && !self.wished.contains(&record.name)
+        });
+        let told = bystanders.filter_map(|record| {
+            let open = self.seen.connections.get(&record.name)?;
+            let forge = self.forge.of(&record.name);
+            Some(async move { provision::apply(&forge, record.clone(), open, peers).await })
+        });
+        join_all(told)
+            .await
+            .into_iter()
+            .try_for_each(|done| done.map(|_| ()))
+    }
+
+    /// The machine that founds the swarm: as planned, or the one whose founding was cut off, which is then
+    /// brought to its end.
+    fn founder(&self, machines: &[(Place, Record)]) -> Option<String> {
+        let planned = self.plan.actions.iter().find_map(|action| match action {
+            Action::Init { machine, .. } => Some(machine.clone()),
+            _ => None,
+        });
+        let begun = || {
+            let claim = self
+                .record
+                .founder
+                .filter(|_| self.record.cluster_id.is_none())?;
+            let (_, record) = machines.iter().find(|(_, record)| record.claim == claim)?;
+            Some(record.name.clone())
+        };
+        planned.or_else(begun)
+    }
+
+    /// The node id of a machine that was off, or silent, when the cluster was looked at.
+    async fn node_now(&self, connection: &Connection) -> Option<String> {
+        self.record.cluster_id.as_ref()?;
+        // An engine that does not say what it is may join: the join finds out.
+        let membership = swarm::state(&*connection.guest).await.ok()?;
+        membership.belongs().then_some(membership.node_id)
+    }
+
     /// Founds the swarm on the machine `name`; the intent and the id are on disk before and after.
     async fn found(&mut self, name: String) -> Result<()> {
         let member = self.member(&name)?;
@@ -248,7 +305,14 @@ impl<'a> Forming<'a> {
         self.record.founder = Some(claim);
         self.record.unsettled = true;
         self.record.save(&forge.store)?;
-        forge.events.step("founding the swarm", "", None).await;
+        forge
+            .events
+            .step(
+                "founding the swarm",
+                "the engine's answer",
+                Some(Instant::now() + swarm::PLAYBOOK),
+            )
+            .await;
         let on_step = listener(&forge.events);
         let books = Books {
             assets: &forge.assets,
@@ -374,206 +438,6 @@ impl<'a> Forming<'a> {
             .filter_map(|member| address(&member.record).ok())
             .collect()
     }
-
-    /// Lost entries, labels, availability, tokens; then the cluster is asked what it is.
-    async fn settle(&mut self) -> Result<Formed> {
-        let entry = self.entry().ok_or_else(|| {
-            Error::new(
-                Kind::Unavailable,
-                format!("no manager of cluster `{}` answers", self.record.spec.name),
-            )
-        })?;
-        let forge = self.forge;
-        let on_step = listener(&forge.events);
-        let books = Books {
-            assets: &forge.assets,
-            on_step: &on_step,
-        };
-        let told = forge.events.clone();
-        let on_trouble = move |why: &str| told.progress(&format!("verifying: {why}"));
-        forge
-            .events
-            .step("verifying the cluster", "every node to be ready", None)
-            .await;
-        for action in &self.plan.actions {
-            if let Action::Forget { node, .. } = action {
-                swarm::remove(
-                    &*entry.guest,
-                    None,
-                    books,
-                    node,
-                    forge.patience,
-                    &on_trouble,
-                )
-                .await?;
-                self.changed += 1;
-            }
-        }
-        let expected: Vec<Expected<'_>> = self
-            .members
-            .iter()
-            .filter_map(|(name, member)| {
-                Some(Expected {
-                    machine: name,
-                    node_id: member.node.as_deref()?,
-                    role: member.place.role,
-                })
-            })
-            .collect();
-        for wanted in &expected {
-            if self.plan.actions.iter().any(
-                |action| matches!(action, Action::Promote { machine } if machine == wanted.machine),
-            ) {
-                self.changed +=
-                    usize::from(swarm::promote(&*entry.guest, books, wanted.node_id).await?);
-            }
-        }
-        let nodes = swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
-        let labels: BTreeMap<String, Zone> = self
-            .members
-            .values()
-            .filter_map(|member| Some((member.node.clone()?, member.place.zone)))
-            .filter(|(id, zone)| {
-                nodes
-                    .iter()
-                    .any(|node| node.id == *id && node.zone != Some(*zone))
-            })
-            .collect();
-        if self.record.spec.drain_managers {
-            let drained: Vec<&str> = nodes
-                .iter()
-                .filter(|node| node.manager.is_some() && node.availability != Availability::Drain)
-                .map(|node| node.id.as_str())
-                .collect();
-            self.changed += usize::from(
-                swarm::set_availability(&*entry.guest, books, &drained, Availability::Drain)
-                    .await?,
-            );
-        }
-        let joined = self.joined > 0 || self.record.unsettled;
-        if joined {
-            self.changed += self.drop_strays(&entry, &nodes).await?;
-        }
-        let finish = async {
-            let labelled = swarm::label(&*entry.guest, &labels).await?;
-            if joined {
-                swarm::rotate_tokens(&*entry.guest).await?;
-            }
-            Ok::<_, Error>(labelled)
-        };
-        let begun = self.begun().await;
-        let machines = self.probed();
-        // What the probe waits for (a task that starts) costs the manager nothing.
-        let check = async {
-            if !joined {
-                return Ok(());
-            }
-            forge.events.step("probing published ports", "", None).await;
-            let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
-            let entry = &*entry.guest;
-            let done = match begun {
-                Some(begun) => {
-                    probe::finish(entry, &peers, begun, forge.patience, &on_trouble).await?
-                }
-                None => probe::probe(entry, &peers, forge.patience, &on_trouble).await?,
-            };
-            done.judge()
-        };
-        let (labelled, checked) = tokio::join!(finish, check);
-        self.changed += usize::from(labelled?);
-        checked?;
-        if self.record.unsettled {
-            self.record.unsettled = false;
-            self.record.save(&forge.store)?;
-        }
-        let nodes = if labels.is_empty() && !joined {
-            nodes
-        } else {
-            swarm::nodes(&*entry.guest).await?
-        };
-        let cluster_id = match &self.record.cluster_id {
-            Some(id) => id.clone(),
-            None => {
-                let id = swarm::state(&*entry.guest)
-                    .await?
-                    .cluster_id
-                    .unwrap_or_default();
-                self.record.cluster_id = Some(id.clone());
-                self.record.save(&forge.store)?;
-                id
-            }
-        };
-        Ok(Formed {
-            cluster_id,
-            changed: self.changed,
-            nodes,
-        })
-    }
-
-    /// Removes what attempts to join that came to nothing left in the list: entries that are not ready
-    /// and have no name, or the name of a machine that is a member under another id.
-    async fn drop_strays(&self, entry: &Connection, nodes: &[Node]) -> Result<usize> {
-        let on_step = listener(&self.forge.events);
-        let books = Books {
-            assets: &self.forge.assets,
-            on_step: &on_step,
-        };
-        let member = |id: &str| {
-            self.members
-                .values()
-                .any(|member| member.node.as_deref() == Some(id))
-        };
-        let mut dropped = 0;
-        for node in nodes {
-            let ours = node.hostname.is_empty() || self.wished.contains(&node.hostname);
-            if ours && node.health != Health::Ready && !member(&node.id) {
-                swarm::remove(
-                    &*entry.guest,
-                    None,
-                    books,
-                    &node.id,
-                    self.forge.patience,
-                    &|_| {},
-                )
-                .await?;
-                dropped += 1;
-            }
-        }
-        Ok(dropped)
-    }
-
-    fn probed(&self) -> Vec<Probed> {
-        self.members
-            .iter()
-            .filter_map(|(name, member)| {
-                Some(Probed {
-                    name: name.clone(),
-                    node_id: member.node.clone()?,
-                    address: address(&member.record).ok()?,
-                    connection: member.connection.clone(),
-                })
-            })
-            .collect()
-    }
-}
-
-/// A member that the probe asks and is asked at.
-pub(super) struct Probed {
-    pub(super) name: String,
-    pub(super) node_id: String,
-    pub(super) address: Ipv4Addr,
-    pub(super) connection: Connection,
-}
-
-impl Probed {
-    pub(super) fn peer(&self) -> probe::Peer<'_> {
-        probe::Peer {
-            machine: &self.name,
-            node_id: &self.node_id,
-            address: self.address,
-            guest: &*self.connection.guest,
-        }
-    }
 }
 
 /// One machine's way into the swarm, until the managers list it; asked of the entry.
@@ -585,7 +449,15 @@ async fn join(
     role: Role,
     job: &Joining,
 ) -> Result<swarm::Joined> {
-    forge.events.step("joining the swarm", "", None).await;
+    let deadline = Instant::now() + swarm::PLAYBOOK + forge.patience;
+    forge
+        .events
+        .step(
+            "joining the swarm",
+            "the managers to list it",
+            Some(deadline),
+        )
+        .await;
     let on_step = listener(&forge.events);
     let books = Books {
         assets: &forge.assets,

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use forge_driver::{Claim, Kind, Result, State};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 
-use super::node::{LocalState, Membership};
+use super::node::{LocalState, Manager, Membership};
 use super::plan::{Machine, Made, Observed};
 use super::record::{ClusterRecord, members};
 use super::spec::ClusterName;
 use super::swarm;
 use super::zones::Place;
-use crate::machine::access::Connection;
+use crate::machine::access::{self, Connection};
 use crate::machine::{Forge, Record, Stage};
 use crate::registry;
 
@@ -33,24 +32,36 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// A connection to a manager that lists nodes.
+    /// A connection to an active manager.
     pub fn manager(&self) -> Option<&Connection> {
-        self.observed
-            .machines
-            .iter()
-            .filter(|machine| {
-                machine.membership.as_ref().is_some_and(|membership| {
-                    membership.manager && membership.local == LocalState::Active
+        self.managers().into_iter().next()
+    }
+
+    /// Connections to all active managers; first those that the list of nodes calls reachable.
+    pub fn managers(&self) -> Vec<&Connection> {
+        let mut found: Vec<(bool, &Connection)> =
+            self.observed
+                .machines
+                .iter()
+                .filter(|machine| {
+                    machine.membership.as_ref().is_some_and(|membership| {
+                        membership.manager && membership.local == LocalState::Active
+                    })
                 })
-            })
-            .find_map(|machine| {
-                let name = self.records.values().find(|record| {
-                    record.member.as_ref().is_some_and(|member| {
-                        member.role == machine.place.role && member.zone == machine.place.zone
-                    }) && self.name_of(machine.place) == Some(record.name.as_str())
-                })?;
-                self.connections.get(&name.name)
-            })
+                .filter_map(|machine| {
+                    let id = &machine.membership.as_ref()?.node_id;
+                    let lost =
+                        self.observed.nodes.iter().any(|node| {
+                            node.id == *id && node.manager == Some(Manager::Unreachable)
+                        });
+                    Some((lost, self.connections.get(self.name_of(machine.place)?)?))
+                })
+                .collect();
+        found.sort_by_key(|(lost, _)| *lost);
+        found
+            .into_iter()
+            .map(|(_, connection)| connection)
+            .collect()
     }
 
     /// The name of the machine at a place.
@@ -123,9 +134,16 @@ pub async fn look(
         records,
         connections,
     };
-    if let Some(manager) = seen.manager() {
-        // Without a quorum there is no list; the plan and the status say so from what there is.
-        seen.observed.nodes = swarm::nodes(&*manager.guest).await.unwrap_or_default();
+    // One of them may have lost the others. Without a quorum there is no list at all; the plan and the status
+    // say so from what there is.
+    for manager in seen.managers() {
+        match swarm::nodes(&*manager.guest).await {
+            Ok(nodes) => {
+                seen.observed.nodes = nodes;
+                break;
+            }
+            Err(error) => forge.events.trouble(&error).await,
+        }
     }
     Ok(seen)
 }
@@ -179,21 +197,13 @@ async fn ask(
             // Never closed; without a permit the work would only start sooner.
             let _permit = room.acquire().await;
             let access = forge.access(&record).ok()?;
-            let connection = timeout(CONNECT, async {
-                // A busy machine may let the first questions pass.
-                while access.knock(&record).await.is_err() {
-                    sleep(Duration::from_millis(300)).await;
-                }
-                access.connect(&record, CONNECT).await
-            })
-            .await;
-            let connection = match connection {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => {
+            // A busy machine may let the first questions pass.
+            let connection = match access::open(&*access, &record, CONNECT).await {
+                Ok(connection) => connection,
+                Err(error) => {
                     forge.events.trouble(&error).await;
                     return None;
                 }
-                Err(_) => return None,
             };
             let membership = match swarm::state(&*connection.guest).await {
                 Ok(membership) => Some(membership),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use forge_driver::{Error, Kind, Result};
@@ -17,7 +17,9 @@ use super::api::{self, Request};
 use super::node::{Availability, Health};
 use super::responder::{self, Architecture};
 use super::swarm::{self, docker};
-use crate::remote::Guest;
+use crate::http::{self, Question};
+use crate::interrupt;
+use crate::remote::{Dial, Guest};
 
 /// Services and images of the probe carry this label, so that what one left behind is recognised.
 pub const LABEL: &str = "forge.probe";
@@ -29,7 +31,7 @@ const PORT: u16 = 8080;
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long one question may take.
-const QUESTION: u64 = 3;
+const QUESTION: Duration = Duration::from_secs(3);
 
 /// How long the removal of service and image may take.
 const CLEANUP: Duration = Duration::from_secs(45);
@@ -245,7 +247,9 @@ async fn ask(
         let error = loop {
             match question(asker.guest, target.address, port, name).await {
                 Ok(()) => break None,
-                Err(error) if Instant::now() >= end => break Some(error.line()),
+                Err(error) if Instant::now() >= end || interrupt::check().is_err() => {
+                    break Some(error.line());
+                }
                 Err(error) => on_trouble(&format!(
                     "`{}` asked `{}`: {}",
                     asker.machine,
@@ -272,6 +276,7 @@ async fn ask(
         answers.push(insist(target, *asker).await);
         answers.extend(join_all(others.iter().map(|(target, asker)| insist(target, *asker))).await);
     }
+    interrupt::check()?;
     Ok(Probed {
         task_on: machine.clone(),
         port,
@@ -322,6 +327,7 @@ fn service(name: &str, image: &str, node: &str) -> Value {
 /// The port that the swarm chose for the service.
 async fn published(manager: &dyn Guest, name: &str, end: Instant) -> Result<u16> {
     loop {
+        interrupt::check()?;
         let service = Request::get(format!("/services/{name}"))
             .ask(manager)
             .await?;
@@ -352,24 +358,19 @@ async fn task(manager: &dyn Guest, name: &str) -> Result<String> {
 
 /// Asks once, from the machine of `asker`.
 async fn question(asker: &dyn Guest, target: Ipv4Addr, port: u16, expected: &str) -> Result<()> {
-    let command = format!(
-        "timeout {} curl -sS --max-time {QUESTION} http://{target}:{port}/",
-        QUESTION + 2
-    );
-    let output = asker
-        .exec(&command, b"", Duration::from_secs(QUESTION + 15))
-        .await?;
+    let at = SocketAddrV4::new(target, port);
     let failed = |reason: String| {
-        Error::new(Kind::Failed, format!("`{target}:{port}` does not answer")).because(reason)
+        Error::new(Kind::Failed, format!("`{at}` does not answer")).because(reason)
     };
-    match output.status {
-        0 if output.text() == expected => Ok(()),
-        0 => Err(failed("something else answered".to_owned())),
-        127 => Err(Error::new(
-            Kind::Unavailable,
-            "curl is not installed on the machine that asks",
-        )),
-        _ => Err(failed(output.error_text().trim().to_owned())),
+    let asking = async {
+        let stream = asker.dial(&Dial::Tcp(at), QUESTION).await?;
+        http::ask(stream, Question::get("/")).await
+    };
+    match timeout(QUESTION, asking).await {
+        Ok(Ok(answer)) if answer.body == expected.as_bytes() => Ok(()),
+        Ok(Ok(_)) => Err(failed("something else answered".to_owned())),
+        Ok(Err(error)) => Err(failed(error.line())),
+        Err(_) => Err(failed(format!("no answer within {} s", QUESTION.as_secs()))),
     }
 }
 
@@ -423,18 +424,26 @@ async fn remove_services(manager: &dyn Guest) -> Result<()> {
 
 /// Removes the images, as soon as the engine has removed the containers made from them.
 async fn remove_images(guest: &dyn Guest) -> Result<()> {
-    swarm::until(
-        CLEANUP,
-        "the image of the probe cannot be removed",
-        &|_| {},
-        || async {
+    let end = Instant::now() + CLEANUP;
+    // Goes on when the user wished to stop: it is what stopping waits for.
+    loop {
+        let removing = async {
             for id in labelled(guest, "/images/json", "Id").await? {
                 delete(guest, format!("/images/{id}?force=true")).await?;
             }
-            Ok(Ok(()))
-        },
-    )
-    .await
+            Ok(())
+        };
+        match removing.await {
+            Err(error) if Instant::now() >= end => {
+                return Err(Error::context(
+                    error,
+                    "the image of the probe cannot be removed",
+                ));
+            }
+            Err(_) => sleep(Duration::from_millis(300)).await,
+            done => return done,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,13 @@ impl ClusterRecord {
     /// # Errors
     /// When it cannot be read as what it should be.
     pub fn find(store: &Store, name: &ClusterName) -> Result<Option<Self>> {
-        read_json(&path(store, name))
+        read_json(&path(store, name)).map_err(|error| {
+            if error.kind() == Kind::Corrupt {
+                error.hint(format!("put the file back from a backup; `forge cluster down -f {name}` removes the cluster and all machines that carry its name"))
+            } else {
+                error
+            }
+        })
     }
 
     /// The record of this cluster.
@@ -95,16 +101,30 @@ impl ClusterRecord {
     /// # Errors
     /// What the file system reports.
     pub fn forget(&self, store: &Store) -> Result<()> {
-        remove_file(&path(store, &self.spec.name))?;
-        let folder = store.cluster_dir(self.spec.name.as_str());
-        match fs::remove_dir(&folder) {
-            Ok(()) => atomic::sync_folder(&store.root().join("clusters")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(atomic::full(
-                error,
-                &format!("failed to remove `{}`", folder.display()),
-            )),
+        forget(store, &self.spec.name)
+    }
+}
+
+/// Removes the record of a cluster, damaged though it may be, last of all that there is of the cluster.
+///
+/// # Errors
+/// What the file system reports.
+pub fn forget(store: &Store, name: &ClusterName) -> Result<()> {
+    let folder = store.cluster_dir(name.as_str());
+    // A write that was cut off leaves its half beside the record.
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        if entry.path() != path(store, name) {
+            remove_file(&entry.path())?;
         }
+    }
+    remove_file(&path(store, name))?;
+    match fs::remove_dir(&folder) {
+        Ok(()) => atomic::sync_folder(&store.root().join("clusters")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(atomic::full(
+            error,
+            &format!("failed to remove `{}`", folder.display()),
+        )),
     }
 }
 

@@ -19,6 +19,7 @@ use super::api::Request;
 use super::node::{self, Availability, Health, Manager, Membership, Node};
 use super::pool;
 use super::zones::{Role, Zone};
+use crate::interrupt;
 use crate::playbook::{self, Report, Secrets, StepResult, Vars};
 use crate::remote::Guest;
 use crate::secret::Secret;
@@ -30,10 +31,10 @@ pub const MANAGEMENT_PORT: u16 = 2377;
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// How long a playbook may take in all.
-const PLAYBOOK: Duration = Duration::from_secs(240);
+pub(super) const PLAYBOOK: Duration = Duration::from_secs(240);
 
 /// The pause between two looks at something that is awaited.
-const PAUSE: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Where playbooks come from, and who is told of their steps.
 #[derive(Clone, Copy)]
@@ -93,41 +94,12 @@ pub(super) async fn docker(
     }
 }
 
-/// Asks the engine's own interface. `curl` starts several times faster than the engine's command, which
-/// counts under emulation; without it `otherwise`, whose answer has the same form, is asked.
-async fn api(guest: &dyn Guest, path: &str, otherwise: &str) -> Result<String> {
-    let seconds = ANSWER.as_secs();
-    let command = format!(
-        "if command -v curl >/dev/null; then \
-         exec timeout -k 5 {seconds} curl -sS --unix-socket /var/run/docker.sock http://localhost{path}; \
-         else {otherwise}; fi"
-    );
-    let output = guest
-        .exec(&command, b"", ANSWER + Duration::from_secs(15))
-        .await?;
-    match output.status {
-        0 => Ok(output.text()),
-        124 | 137 => Err(Error::new(
-            Kind::Timeout,
-            format!("the engine did not answer within {seconds} s"),
-        )),
-        _ => Err(Error::new(Kind::Failed, "the engine does not answer")
-            .because(process::tail(&output.error_text(), 5))),
-    }
-}
-
 /// What the machine's engine says of its own part in a swarm.
 ///
 /// # Errors
 /// When the engine does not answer.
 pub async fn state(guest: &dyn Guest) -> Result<Membership> {
-    let text = api(
-        guest,
-        "/info",
-        "timeout -k 5 20 docker info --format '{{json .}}'",
-    )
-    .await?;
-    node::parse_membership(&text)
+    node::parse_membership(&Request::get("/info").send(guest).await?)
 }
 
 /// The nodes, as the manager on this machine lists them.
@@ -135,9 +107,7 @@ pub async fn state(guest: &dyn Guest) -> Result<Membership> {
 /// # Errors
 /// When the machine is no manager, or the managers have no quorum.
 pub async fn nodes(guest: &dyn Guest) -> Result<Vec<Node>> {
-    let otherwise =
-        "ids=$(timeout -k 5 20 docker node ls -q) && timeout -k 5 20 docker node inspect $ids";
-    node::parse_nodes(&api(guest, "/nodes", otherwise).await?)
+    node::parse_nodes(&Request::get("/nodes").send(guest).await?)
 }
 
 /// A founded swarm.
@@ -190,6 +160,7 @@ pub async fn init(
 async fn ingress_within(guest: &dyn Guest, pool: Ipv4Net) -> Result<bool> {
     let end = Instant::now() + ANSWER;
     loop {
+        interrupt::check()?;
         // It appears a moment after the swarm.
         match Request::get("/networks/ingress").ask(guest).await {
             Ok(network) => {
@@ -218,7 +189,11 @@ async fn ingress_within(guest: &dyn Guest, pool: Ipv4Net) -> Result<bool> {
 /// # Errors
 /// When the machine is no manager, or its answer is no token.
 pub async fn token(guest: &dyn Guest, role: Role) -> Result<Secret> {
-    let swarm = Request::get("/swarm").ask(guest).await?;
+    // A manager that has just come back answers when there is a leader again.
+    let swarm = until(ANSWER, "no join token was given", &|_| {}, || async {
+        Request::get("/swarm").ask(guest).await.map(Ok)
+    })
+    .await?;
     let token = match role {
         Role::Manager => &swarm["JoinTokens"]["Manager"],
         Role::Worker => &swarm["JoinTokens"]["Worker"],
@@ -408,6 +383,7 @@ where
 {
     let end = Instant::now() + deadline;
     loop {
+        interrupt::check()?;
         let why = match look().await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(why)) => why,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::forming::Forming;
-use super::look::{look, place_of};
+use super::look::{Seen, look, place_of};
 use super::node::Node;
 use super::plan::{Plan, plan};
 use super::pool;
@@ -57,11 +57,40 @@ pub struct Formed {
 pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
     let seen = look(forge, &request.spec.name, record.as_ref()).await?;
-    plan(
+    let plan = plan(
         &request.spec,
         &seen.observed,
         pool_for(request, record.as_ref())?,
-    )
+    )?;
+    let places = request.spec.places(&existing(forge, request)?)?;
+    let fresh = fresh(forge, request, &places.nodes, &seen)?;
+    create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
+    Ok(plan)
+}
+
+/// The machines that are still to be made.
+///
+/// # Errors
+/// [`Kind::Exists`] when one of their names is taken by a machine that is not the cluster's.
+fn fresh(forge: &Forge, request: &Request, places: &[Place], seen: &Seen) -> Result<Vec<Wish>> {
+    let fresh: Vec<Wish> = places
+        .iter()
+        .map(|place| wish(request, *place))
+        .filter(|wish| !seen.records.contains_key(&wish.name))
+        .collect();
+    for wish in &fresh {
+        if Record::find(&forge.store, &wish.name)?.is_some() {
+            return Err(Error::new(
+                Kind::Exists,
+                format!(
+                    "machine `{}` exists and is not part of cluster `{}`",
+                    wish.name, request.spec.name
+                ),
+            )
+            .hint("give the cluster another name, or remove that machine first"));
+        }
+    }
+    Ok(fresh)
 }
 
 /// The plan for a cluster that no store knows yet.
@@ -135,7 +164,14 @@ pub async fn up(
         .iter()
         .map(|place| request.spec.machine(*place))
         .collect();
-    let _machines = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
+    // Members that are not wished any more stay, and have to know the newcomers.
+    let mut locked = names.clone();
+    locked.extend(
+        members(&forge.store, name)?
+            .into_iter()
+            .map(|record| record.name),
+    );
+    let _machines = acquire_machines(&forge.store, &locked, forge.patience, &forge.events).await?;
     let seen = look(forge, name, found.as_ref()).await?;
     if let Some(leaving) = seen.records.values().find(|record| record.leaving) {
         return Err(Error::new(
@@ -157,23 +193,8 @@ pub async fn up(
         .iter()
         .map(|place| (*place, wish(request, *place)))
         .collect();
-    let fresh: Vec<Wish> = wishes
-        .iter()
-        .filter(|(_, wish)| !seen.records.contains_key(&wish.name))
-        .map(|(_, wish)| wish.clone())
-        .collect();
-    for wish in &fresh {
-        if Record::find(&forge.store, &wish.name)?.is_some() {
-            return Err(Error::new(
-                Kind::Exists,
-                format!(
-                    "machine `{}` exists and is not part of cluster `{name}`",
-                    wish.name
-                ),
-            )
-            .hint("give the cluster another name, or remove that machine first"));
-        }
-    }
+    let fresh = fresh(forge, request, &places.nodes, &seen)?;
+    create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
     create::check(forge, &fresh).await?;
     let record = ClusterRecord {
         spec: request.spec.clone(),

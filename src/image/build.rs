@@ -13,6 +13,8 @@ use tokio::process::Command;
 use tokio::time::interval;
 use uuid::Uuid;
 
+use crate::interrupt;
+
 use super::{
     DISK, Draft, FirstBoot, INITRD, Image, ImageKind, Images, KERNEL, Progress, check_name, mirrors,
 };
@@ -246,6 +248,8 @@ impl Images {
                     return Ok(());
                 }
                 _ = tick.tick() => {
+                    // The tools end with the future that runs them.
+                    interrupt::check()?;
                     let step = fs::read_to_string(work.join("progress")).unwrap_or_default().trim().to_owned();
                     if step != shown && !step.is_empty() {
                         progress(Progress {

@@ -61,9 +61,14 @@ pub(super) fn agent(url: &str) -> Agent {
 }
 
 /// The text of a small file; `None` when the server has none.
-pub(super) fn text(agent: &Agent, url: &str, patience: Patience) -> Result<Option<String>> {
+pub(super) fn text(
+    agent: &Agent,
+    url: &str,
+    patience: Patience,
+    cancelled: &AtomicBool,
+) -> Result<Option<String>> {
     let failed = || format!("failed to fetch `{url}`");
-    retry(patience, url, &AtomicBool::new(false), || {
+    retry(patience, url, cancelled, || {
         let mut response = agent.get(url).call().map_err(transport)?;
         match response.status() {
             StatusCode::OK => {}

@@ -11,8 +11,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 use tokio::sync::mpsc;
+use tokio::time::interval;
 
 use super::download::{self, Patience};
+use crate::interrupt;
+
 use super::{Checksum, DISK, Draft, FirstBoot, Image, ImageKind, Images, Progress, check_name};
 
 const INFO_DEADLINE: Duration = Duration::from_secs(30);
@@ -186,13 +189,23 @@ impl Images {
         let task = tokio::task::spawn_blocking(move || {
             fetch_blocking(&source, &work, &cancelled, &report)
         });
-        while let Some(next) = reports.recv().await {
-            progress(next);
+        let mut tick = interval(Duration::from_millis(250));
+        loop {
+            tokio::select! {
+                next = reports.recv() => match next {
+                    Some(next) => progress(next),
+                    None => break,
+                },
+                _ = tick.tick() => if interrupt::check().is_err() {
+                    guard.0.store(true, Ordering::Relaxed);
+                },
+            }
         }
         let done = task
             .await
             .or_fail(Kind::Failed, || "the download was cut off".to_owned())?;
         drop(guard);
+        interrupt::check()?;
         done
     }
 }
@@ -219,7 +232,7 @@ fn fetch_blocking(
     say("checksum", None, None);
     let sum = match &source.sum {
         Sum::Given(sum) => sum.clone(),
-        Sum::Beside => beside(&agent, &source.url, patience)?,
+        Sum::Beside => beside(&agent, &source.url, patience, cancelled)?,
     };
     let (part, state, disk) = (work.join("part"), work.join("part.json"), work.join(DISK));
     if !disk.exists() {
@@ -259,11 +272,16 @@ fn fetch_blocking(
     Ok(sum)
 }
 
-fn beside(agent: &ureq::Agent, url: &str, patience: Patience) -> Result<Checksum> {
+fn beside(
+    agent: &ureq::Agent,
+    url: &str,
+    patience: Patience,
+    cancelled: &AtomicBool,
+) -> Result<Checksum> {
     let plain = url.split(['?', '#']).next().unwrap_or(url);
     let (folder, name) = plain.rsplit_once('/').unwrap_or((plain, ""));
     for sums in ["SHA512SUMS", "SHA256SUMS"] {
-        if let Some(text) = download::text(agent, &format!("{folder}/{sums}"), patience)?
+        if let Some(text) = download::text(agent, &format!("{folder}/{sums}"), patience, cancelled)?
             && let Some(sum) = Checksum::find(&text, name)
         {
             return Ok(sum);

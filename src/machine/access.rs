@@ -1,16 +1,18 @@
 //! How a machine is reached: over SSH and over the engine's TLS port.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{Context, Error, Kind, Result};
-use tokio::io::AsyncReadExt;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Record;
-use crate::engine::Stream;
+use crate::http::Stream;
 use crate::remote::Guest;
 use crate::remote::ssh::{self, Target};
 use crate::secret::Secret;
@@ -28,17 +30,18 @@ pub struct Connection {
 /// The ways to a machine.
 #[async_trait]
 pub trait Access: Send + Sync {
-    /// Says, quickly and cheaply, whether something that speaks SSH is there.
+    /// A connection whose other side has begun to speak SSH. Ends at once where nothing listens; a guest
+    /// that is not up yet may leave it waiting for ever ([`Knocks`] bounds it).
     ///
     /// # Errors
     /// What kept it from answering.
-    async fn knock(&self, record: &Record) -> Result<()>;
+    async fn knock(&self, record: &Record) -> Result<Door>;
 
     /// Opens the one connection of a command.
     ///
     /// # Errors
-    /// Which phase failed: TCP, banner, key exchange, host key, authentication.
-    async fn connect(&self, record: &Record, deadline: Duration) -> Result<Connection>;
+    /// Which phase failed: key exchange, host key, authentication.
+    async fn connect(&self, record: &Record, door: Door, deadline: Duration) -> Result<Connection>;
 
     /// The host key that is shown now, without entering.
     ///
@@ -59,9 +62,89 @@ pub struct Network {
     pub store: Store,
 }
 
-/// Whether the banner comes is decided within this time: a forwarding host accepts connections for a
-/// guest that is not up yet.
-const BANNER_WAIT: Duration = Duration::from_millis(1500);
+/// Something that speaks SSH. What it has said is still to be read.
+pub struct Door(pub(super) Option<TcpStream>);
+
+/// A new knock begins this long after the last that is not answered …
+const KNOCK_EVERY: Duration = Duration::from_secs(2);
+/// … and each is waited for this long.
+const KNOCK_FOR: Duration = Duration::from_secs(20);
+/// So many are under way at most. A host that forwards accepts connections for a guest that is not up yet,
+/// and that guest may never see them, so new ones are needed; on a busy guest each costs a process that
+/// speaks after some seconds, so old ones are not given up when new ones begin.
+const KNOCKS: usize = 2;
+
+type Knock<'a> = Pin<Box<dyn Future<Output = Result<Door>> + Send + 'a>>;
+
+/// The knocks at one machine that are under way.
+pub struct Knocks<'a> {
+    access: &'a dyn Access,
+    record: &'a Record,
+    pending: FuturesUnordered<Knock<'a>>,
+}
+
+impl<'a> Knocks<'a> {
+    /// None yet.
+    pub fn new(access: &'a dyn Access, record: &'a Record) -> Self {
+        Self {
+            access,
+            record,
+            pending: FuturesUnordered::new(),
+        }
+    }
+
+    /// Knocks once more, unless many are waited for already, and waits a moment for any answer.
+    ///
+    /// # Errors
+    /// Why there is none yet; the caller goes on after a pause, or gives up.
+    pub async fn once(&mut self) -> Result<Door> {
+        if self.pending.len() < KNOCKS {
+            let (access, record) = (self.access, self.record);
+            self.pending.push(Box::pin(async move {
+                match timeout(KNOCK_FOR, access.knock(record)).await {
+                    Ok(answer) => answer,
+                    Err(_) => Err(silent(record)),
+                }
+            }));
+        }
+        match timeout(KNOCK_EVERY, self.pending.next()).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) | Err(_) => Err(silent(self.record)),
+        }
+    }
+}
+
+fn silent(record: &Record) -> Error {
+    let address = record
+        .endpoints()
+        .map_or_else(|_| record.name.clone(), |at| at.ssh.to_string());
+    Error::new(
+        Kind::Timeout,
+        format!("{address} accepts connections, but no SSH server answers yet"),
+    )
+}
+
+/// A connection to a machine that is up, busy though it may be; within `deadline`.
+///
+/// # Errors
+/// The last reason why there is none.
+pub async fn open(access: &dyn Access, record: &Record, deadline: Duration) -> Result<Connection> {
+    let end = Instant::now() + deadline;
+    let mut knocks = Knocks::new(access, record);
+    loop {
+        match knocks.once().await {
+            Ok(door) => {
+                let left = end.saturating_duration_since(Instant::now());
+                return access.connect(record, door, left).await;
+            }
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => sleep(PAUSE).await,
+        }
+    }
+}
+
+/// The pause after a knock that was not answered.
+pub const PAUSE: Duration = Duration::from_millis(300);
 
 /// What SSH needs to know of a machine.
 ///
@@ -82,52 +165,43 @@ pub fn target(store: &Store, record: &Record) -> Result<Target> {
 
 #[async_trait]
 impl Access for Network {
-    async fn knock(&self, record: &Record) -> Result<()> {
+    async fn knock(&self, record: &Record) -> Result<Door> {
         let address = record.endpoints()?.ssh;
-        let silent = || {
-            Error::new(
-                Kind::Timeout,
-                format!("{address} accepts connections, but no SSH server answers yet"),
-            )
-        };
-        let knock = async {
-            let mut stream = TcpStream::connect(address)
-                .await
-                .or_fail(Kind::Unavailable, || {
-                    format!("{address} does not accept connections")
-                })?;
-            let mut banner = Vec::new();
-            while banner.len() < 4 {
-                let mut piece = [0; 64];
-                match stream.read(&mut piece).await {
-                    Ok(0) => return Err(silent().because("the connection was closed")),
-                    Ok(count) => banner.extend_from_slice(&piece[..count]),
-                    Err(error) => return Err(silent().because(error)),
-                }
+        let stream = TcpStream::connect(address)
+            .await
+            .or_fail(Kind::Unavailable, || {
+                format!("{address} does not accept connections")
+            })?;
+        // RFC 4253, section 4.2: the identification string starts with `SSH-`.
+        let mut banner = [0; 4];
+        loop {
+            match stream.peek(&mut banner).await {
+                Ok(0) => return Err(silent(record).because("the connection was closed")),
+                Ok(4) => break,
+                // What was seen stays to be read, so the stream counts as readable at once again.
+                Ok(_) => sleep(Duration::from_millis(20)).await,
+                Err(error) => return Err(silent(record).because(error)),
             }
-            // RFC 4253, section 4.2: the identification string starts with `SSH-`.
-            if banner.starts_with(b"SSH-") {
-                Ok(())
-            } else {
-                let said = String::from_utf8_lossy(&banner)
-                    .trim()
-                    .escape_debug()
-                    .to_string();
-                Err(Error::new(
-                    Kind::Invalid,
-                    format!("what answers at {address} is not an SSH server"),
-                )
-                .because(format!("it said `{said}`")))
-            }
-        };
-        match timeout(BANNER_WAIT, knock).await {
-            Ok(answer) => answer,
-            Err(_) => Err(silent()),
         }
+        if banner == *b"SSH-" {
+            return Ok(Door(Some(stream)));
+        }
+        let mut said = [0; 64];
+        let count = stream.peek(&mut said).await.unwrap_or_default();
+        let said = String::from_utf8_lossy(&said[..count]);
+        Err(Error::new(
+            Kind::Invalid,
+            format!("what answers at {address} is not an SSH server"),
+        )
+        .because(format!("it said `{}`", said.trim().escape_debug())))
     }
 
-    async fn connect(&self, record: &Record, deadline: Duration) -> Result<Connection> {
-        let guest = ssh::connect(&target(&self.store, record)?, deadline).await?;
+    async fn connect(&self, record: &Record, door: Door, deadline: Duration) -> Result<Connection> {
+        let target = target(&self.store, record)?;
+        let guest = match door.0 {
+            Some(stream) => ssh::connect_over(stream, &target, deadline).await?,
+            None => ssh::connect(&target, deadline).await?,
+        };
         let host_key = guest.host_key().to_owned();
         Ok(Connection {
             guest: Arc::new(guest),

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::access::Connection;
+use super::access::{self, Connection, Knocks};
 use super::seed::{self, FIRST_HOST_KEY};
 use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record, state};
 use crate::interrupt;
@@ -191,14 +191,21 @@ fn same(found: Record, wish: &Wish) -> Result<Record> {
     Ok(found)
 }
 
-/// What can be said of this host and this driver before there is an image to make machines from.
+/// What can be said of this host and this driver before there is an image to make so many machines from.
 ///
 /// # Errors
 /// What the driver's pre-check says.
-pub async fn check_host(forge: &Forge, driver: &str, config: &Value) -> Result<()> {
+pub async fn check_host(
+    forge: &Forge,
+    driver: &str,
+    config: &Value,
+    machines: usize,
+) -> Result<()> {
     let driver = registry::open(driver, config, &forge.store, &forge.events)?;
     if let Some(cidr) = driver.wants().network {
-        addresses::check_network(&forge.store, cidr)?;
+        let taken = record::taken(&forge.store)?;
+        let network = addresses::check_network(&forge.store, cidr, &taken)?;
+        addresses::room(&network, &taken, machines)?;
     }
     driver.check(&[]).await
 }
@@ -218,7 +225,11 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
         };
         let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
         let network = match driver.wants().network {
-            Some(cidr) => Some(addresses::check_network(&forge.store, cidr)?),
+            Some(cidr) => Some(addresses::check_network(
+                &forge.store,
+                cidr,
+                &record::taken(&forge.store)?,
+            )?),
             None => None,
         };
         let mut specs = Vec::with_capacity(wishes.len());
@@ -300,6 +311,11 @@ async fn climb(
         None => reach(forge, &*driver, &record).await?,
     };
     let done = provision::apply(forge, record, &connection, peers).await?;
+    let connection = if done.regrouped {
+        access::open(&*forge.access(&done.record)?, &done.record, forge.patience).await?
+    } else {
+        connection
+    };
     Ok(Up {
         record: done.record,
         connection,
@@ -365,10 +381,12 @@ fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
     })
 }
 
-/// A new attempt to connect is made this often.
-const POLL: Duration = Duration::from_millis(300);
 /// The provider is asked this often whether the machine still runs.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
+/// A machine whose provider cannot be made sense of so many times in a row does not run any more.
+const BLURS: u32 = 5;
+/// After this time a machine is knocked at even when its provider says that its network is off.
+const DEAF_AT_MOST: Duration = Duration::from_secs(120);
 
 /// An open connection to a machine, started when it is off. Waits for at most `forge.patience`.
 ///
@@ -403,12 +421,21 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
             Some(deadline),
         )
         .await;
-    let mut looked = Instant::now();
+    let mut knocks = Knocks::new(&*access, record);
+    let mut sight = Sight::default();
+    let mut said = String::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = match access.knock(record).await {
-            Ok(()) => access.connect(record, ssh::ATTEMPT.min(left)).await,
-            Err(error) => Err(error),
+        let attempt = if sight.is_deaf() {
+            Err(Error::new(
+                Kind::Timeout,
+                "the machine has not switched its network on yet",
+            ))
+        } else {
+            match knocks.once().await {
+                Ok(door) => access.connect(record, door, ssh::ATTEMPT.min(left)).await,
+                Err(error) => Err(error),
+            }
         };
         let error = match attempt {
             Ok(connection) => {
@@ -421,27 +448,12 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
             return Err(error);
         }
         interrupt::check()?;
-        forge.events.trouble(&error).await;
-        if looked.elapsed() >= LOOK {
-            looked = Instant::now();
-            match state(driver, record).await? {
-                State::Absent => return Err(gone(record)),
-                State::Stopped | State::Error => {
-                    return Err(with_console(
-                        driver,
-                        record,
-                        Error::new(
-                            Kind::Failed,
-                            format!(
-                                "the virtual machine `{}` stopped while it was starting",
-                                record.name
-                            ),
-                        ),
-                    ));
-                }
-                _ => {}
-            }
+        let line = error.line();
+        if line != said {
+            forge.events.trouble(&error).await;
+            said = line;
         }
+        sight.look(driver, record).await?;
         if Instant::now() >= deadline {
             let late = Error::new(
                 Kind::Timeout,
@@ -454,7 +466,78 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
             );
             return Err(with_console(driver, record, late));
         }
-        sleep(POLL).await;
+        sleep(access::PAUSE).await;
+    }
+}
+
+/// What the provider says of a machine that is starting.
+struct Sight {
+    began: Instant,
+    looked: Option<Instant>,
+    /// Whether the guest has switched its network on, where the provider can tell.
+    network: Option<bool>,
+    /// So many looks in a row found nothing that makes sense.
+    blurred: u32,
+}
+
+impl Default for Sight {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            looked: None,
+            network: None,
+            blurred: 0,
+        }
+    }
+}
+
+impl Sight {
+    /// Nobody there can answer yet. Each knock would wake up a process as soon as somebody can, and many of
+    /// them keep an emulated machine from everything else.
+    fn is_deaf(&self) -> bool {
+        (self.looked.is_none() || self.network == Some(false))
+            && self.began.elapsed() < DEAF_AT_MOST
+    }
+
+    /// Asks the provider, unless it was asked a moment ago.
+    ///
+    /// # Errors
+    /// When the machine is gone, or is not running any more.
+    async fn look(&mut self, driver: &dyn Driver, record: &Record) -> Result<()> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let seen = driver.observe(&[record.claim]).await?;
+        let Some(seen) = seen.first() else {
+            return Err(gone(record));
+        };
+        self.network = seen.network;
+        self.blurred = if seen.state == State::Error {
+            self.blurred + 1
+        } else {
+            0
+        };
+        match seen.state {
+            State::Absent => Err(gone(record)),
+            // A busy host may let one question pass without an answer.
+            State::Stopped | State::Error
+                if seen.state == State::Stopped || self.blurred > BLURS =>
+            {
+                Err(with_console(
+                    driver,
+                    record,
+                    Error::new(
+                        Kind::Failed,
+                        format!(
+                            "the virtual machine `{}` stopped while it was starting",
+                            record.name
+                        ),
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use forge_driver::{Claim, Error, Kind, Result, atomic};
+use forge_driver::{Claim, Driver, Error, Kind, Result, atomic};
 
 use super::{Forge, Record, record};
 use crate::registry;
@@ -38,16 +38,19 @@ pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
 /// When files cannot be removed, or a provider's remains could not be.
 pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
     forge.events.step("removing what is left", "", None).await;
-    if let Some((claim, driver)) = salvage(forge, name) {
-        let config = serde_json::Value::Null;
-        for entry in registry::all()
-            .iter()
-            .filter(|entry| driver.as_deref().is_none_or(|id| id == entry.id))
-        {
-            let config = (entry.default)().unwrap_or_else(|_| config.clone());
-            registry::open(entry.id, &config, &forge.store, &forge.events)?
-                .destroy(claim)
-                .await?;
+    let (claim, id) = salvage(forge, name);
+    for entry in registry::all()
+        .iter()
+        .filter(|entry| id.as_deref().is_none_or(|id| id == entry.id))
+    {
+        let config = (entry.default)().unwrap_or(serde_json::Value::Null);
+        let driver = registry::open(entry.id, &config, &forge.store, &forge.events)?;
+        let claims = match claim {
+            Some(claim) => vec![claim],
+            None => lost(forge, &*driver, name).await?,
+        };
+        for claim in claims {
+            driver.destroy(claim).await?;
         }
     }
     forget(forge, name)?;
@@ -55,9 +58,23 @@ pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The machines that a driver made under this name and that no record knows.
+async fn lost(forge: &Forge, driver: &dyn Driver, name: &str) -> Result<Vec<Claim>> {
+    let known: Vec<Claim> = Record::all(&forge.store)?
+        .into_iter()
+        .filter_map(|(_, record)| Some(record.ok()?.claim))
+        .collect();
+    let made = driver.list().await?;
+    Ok(made
+        .into_iter()
+        .filter(|(claim, made)| made == name && !known.contains(claim))
+        .map(|(claim, _)| claim)
+        .collect())
+}
+
 /// The claim and the driver that a damaged record still shows.
-fn salvage(forge: &Forge, name: &str) -> Option<(Claim, Option<String>)> {
-    let bytes = fs::read(forge.store.machine_dir(name).join("machine.json")).ok()?;
+fn salvage(forge: &Forge, name: &str) -> (Option<Claim>, Option<String>) {
+    let bytes = fs::read(forge.store.machine_dir(name).join("machine.json")).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let after = |key: &str| -> Option<String> {
         let rest = text.split_once(&format!("\"{key}\""))?.1;
@@ -68,7 +85,10 @@ fn salvage(forge: &Forge, name: &str) -> Option<(Claim, Option<String>)> {
             .strip_prefix('"')?;
         Some(rest.split('"').next()?.to_owned())
     };
-    Some((after("claim")?.parse().ok()?, after("driver")))
+    (
+        after("claim").and_then(|claim| claim.parse().ok()),
+        after("driver"),
+    )
 }
 
 /// Removes the folder of a machine, its record last: while anything is left, it is listed.
@@ -114,10 +134,14 @@ fn used_by_others(forge: &Forge, network: uuid::Uuid, name: &str) -> Result<bool
         .into_iter()
         .filter(|(other, _)| other != name)
         .any(|(_, record)| match record {
-            Ok(record) => record
-                .placement
-                .nic
-                .is_some_and(|nic| nic.network.id == network),
+            // Of two that leave at the same time, one has to be the last.
+            Ok(record) => {
+                !record.leaving
+                    && record
+                        .placement
+                        .nic
+                        .is_some_and(|nic| nic.network.id == network)
+            }
             // What cannot be read may use it.
             Err(_) => true,
         }))

@@ -22,11 +22,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::process::Command;
 
 use super::Record;
-use super::access::{Access, Connection};
-use crate::engine::Stream;
+use super::access::{Access, Connection, Door};
+use crate::http::Stream;
 use crate::playbook::quote;
 use crate::remote::ssh::{Phase, stopped_in};
-use crate::remote::{ExecOutput, Guest, HostKeys};
+use crate::remote::{Dial, ExecOutput, Guest, HostKeys};
 use crate::store::Store;
 
 /// The variable that names the folder of the machine's files.
@@ -114,11 +114,11 @@ fn host_key(root: &Path) -> Result<String> {
 
 #[async_trait]
 impl Access for FakeAccess {
-    async fn knock(&self, record: &Record) -> Result<()> {
-        self.root(record).map(|_| ())
+    async fn knock(&self, record: &Record) -> Result<Door> {
+        self.root(record).map(|_| Door(None))
     }
 
-    async fn connect(&self, record: &Record, _: Duration) -> Result<Connection> {
+    async fn connect(&self, record: &Record, _: Door, _: Duration) -> Result<Connection> {
         let root = self.root(record)?;
         let address = record.endpoints()?.ssh;
         let host_key = host_key(&root)?;
@@ -246,6 +246,13 @@ impl FakeGuest {
 
 #[async_trait]
 impl Guest for FakeGuest {
+    async fn dial(&self, to: &Dial, _: Duration) -> Result<Box<dyn Stream>> {
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("{to:?} is not reached through a folder"),
+        ))
+    }
+
     async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut shell = Command::new("sh");

@@ -39,6 +39,7 @@ pub async fn stop(forge: &Forge, record: &Record) -> Result<bool> {
             forge.events.finished("stopped", false).await;
             return Ok(false);
         }
+        State::Absent if record.stage < Stage::Launched => return never_on(forge).await,
         State::Absent => return Err(absent(record)),
         _ => {}
     }
@@ -92,6 +93,7 @@ pub async fn kill(forge: &Forge, record: &Record) -> Result<bool> {
             forge.events.finished("stopped", false).await;
             return Ok(false);
         }
+        State::Absent if record.stage < Stage::Launched => return never_on(forge).await,
         State::Absent => return Err(absent(record)),
         _ => {}
     }
@@ -100,6 +102,12 @@ pub async fn kill(forge: &Forge, record: &Record) -> Result<bool> {
     wait_stopped(&*driver, record).await?;
     forge.events.finished("stopped", true).await;
     Ok(true)
+}
+
+/// A machine whose creation was cut off before there was a virtual machine.
+async fn never_on(forge: &Forge) -> Result<bool> {
+    forge.events.finished("was never started", false).await;
+    Ok(false)
 }
 
 async fn wait_stopped(driver: &dyn Driver, record: &Record) -> Result<()> {

@@ -28,7 +28,12 @@ pub struct Provisioned {
     pub record: Record,
     /// How many steps changed something.
     pub changed: usize,
+    /// The user became a member of a group, which sessions that are open do not know of.
+    pub regrouped: bool,
 }
+
+/// The step of the playbook `docker` that makes the user a member of the engine's group.
+const GROUP_STEP: &str = "the user runs docker without sudo";
 
 /// Makes a container host of the machine behind `open`, and proves it by a TLS handshake from outside.
 /// With nothing to change it only reads. The caller holds the machine's lock.
@@ -66,6 +71,10 @@ pub async fn apply(
     forge.events.span("provision", start.elapsed()).await;
     let version = prove(forge, &record, &authority).await?;
     let mut changed = report.changed();
+    let regrouped = report
+        .steps
+        .iter()
+        .any(|step| step.step == GROUP_STEP && step.status == Status::Changed);
     if record.stage != Stage::Ready {
         record.stage = Stage::Ready;
         record.save(&forge.store)?;
@@ -75,7 +84,11 @@ pub async fn apply(
         .events
         .finished(&format!("ready, engine {}", version.version), changed > 0)
         .await;
-    Ok(Provisioned { record, changed })
+    Ok(Provisioned {
+        record,
+        changed,
+        regrouped,
+    })
 }
 
 /// Asks the engine over TLS until it answers.

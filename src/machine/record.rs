@@ -128,7 +128,13 @@ impl Record {
         if !valid_name(name) {
             return Ok(None);
         }
-        read_json(&record_path(store, name))
+        read_json(&record_path(store, name)).map_err(|error| {
+            if error.kind() == Kind::Corrupt {
+                error.hint(format!("put the file back from a backup; `forge rm -f {name}` removes the machine with what can be found of it"))
+            } else {
+                error
+            }
+        })
     }
 
     /// The record of machine `name`.
@@ -222,11 +228,17 @@ impl Record {
 pub fn taken(store: &Store) -> Result<Taken> {
     let mut taken = Taken::default();
     for (_, record) in Record::all(store)? {
-        let Ok(record) = record else { continue };
+        let Ok(record) = record else {
+            taken.unreadable = true;
+            continue;
+        };
         taken.loopback.extend(record.placement.loopback);
         taken
             .internal
             .extend(record.placement.nic.as_ref().map(|nic| nic.address));
+        taken
+            .networks
+            .extend(record.placement.nic.as_ref().map(|nic| nic.network.id));
         taken.ports.extend(
             record
                 .placement

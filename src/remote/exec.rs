@@ -1,21 +1,50 @@
 //! Commands over a connection: input, bounded output, deadline, exit status.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{Error, Kind, Result};
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client};
+use russh::client::Handle;
+use russh::{
+    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig, client,
+};
+use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::ssh::{SshGuest, seconds};
-use super::{ExecOutput, Guest, OUTPUT_LIMIT, Sink};
+use super::ssh::{Checker, SshGuest, seconds};
+use super::{Dial, ExecOutput, Guest, OUTPUT_LIMIT, Sink};
+use crate::http::Stream;
 
 /// SSH's number for the stream of errors (RFC 4254, 5.2: `SSH_EXTENDED_DATA_STDERR`).
 pub(super) const STDERR: u32 = 1;
 
+/// The engine's socket (dockerd(8), `-H fd://`).
+const ENGINE_SOCKET: &str = "/run/docker.sock";
+
 #[async_trait]
 impl Guest for SshGuest {
+    async fn dial(&self, to: &Dial, deadline: Duration) -> Result<Box<dyn Stream>> {
+        let shown = match to {
+            Dial::Engine => "the engine's socket".to_owned(),
+            Dial::Tcp(address) => format!("`{address}`"),
+        };
+        let failed = || format!("failed to reach {shown} through `{}`", self.address);
+        match self.channel_within(to, deadline).await {
+            Ok(Ok(channel)) => Ok(Box::new(channel.into_stream())),
+            Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited))) => {
+                Err(Error::new(Kind::Refused, failed())
+                    .because("its SSH server does not forward")
+                    .hint("allow it in sshd_config: `AllowTcpForwarding local` and `AllowStreamLocalForwarding local`"))
+            }
+            Ok(Err(error)) => Err(Error::new(Kind::Unavailable, failed()).because(lost(error))),
+            Err(_) => Err(Error::new(Kind::Timeout, failed())
+                .because(format!("no answer within {}", seconds(deadline)))),
+        }
+    }
+
     async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {
         let mut stdout = Vec::new();
         let mut keep = |bytes: &[u8]| {
@@ -74,6 +103,26 @@ impl SshGuest {
         format!("failed to run `{shown}{more}` on `{}`", self.address)
     }
 
+    /// Opens a channel. One that comes about after the deadline is closed then: whoever is at its other end
+    /// would wait for a word of it.
+    async fn channel_within(
+        &self,
+        to: &Dial,
+        deadline: Duration,
+    ) -> Result<Result<Channel<client::Msg>, russh::Error>, Elapsed> {
+        let (handle, to) = (Arc::clone(&self.handle), to.clone());
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            let opened = channel_to(&handle, &to).await;
+            if let Err(Ok(late)) = sender.send(opened) {
+                // Nobody is told that it could not be closed: the connection is gone then.
+                let _ = late.close().await;
+            }
+        });
+        let opened = timeout(deadline, receiver).await?;
+        Ok(opened.unwrap_or(Err(russh::Error::Disconnect)))
+    }
+
     async fn start(
         &self,
         command: &str,
@@ -81,6 +130,23 @@ impl SshGuest {
         let channel = self.handle.channel_open_session().await.map_err(lost)?;
         channel.exec(true, command).await.map_err(lost)?;
         Ok(channel.split())
+    }
+}
+
+async fn channel_to(
+    handle: &Handle<Checker>,
+    to: &Dial,
+) -> Result<Channel<client::Msg>, russh::Error> {
+    match to {
+        // OpenSSH, PROTOCOL, section 2.4: direct-streamlocal@openssh.com.
+        Dial::Engine => handle.channel_open_direct_streamlocal(ENGINE_SOCKET).await,
+        // RFC 4254, section 7.2.
+        Dial::Tcp(address) => {
+            let (host, port) = (address.ip().to_string(), address.port().into());
+            handle
+                .channel_open_direct_tcpip(host, port, "127.0.0.1", 0)
+                .await
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 //! Everything above this module speaks to a machine through [`Guest`]; [`ssh`] is the implementation,
 //! with one authenticated connection for a whole command.
 
+use std::net::SocketAddrV4;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::Result;
+
+use crate::http::Stream;
 
 mod exec;
 pub mod first_contact;
@@ -48,9 +51,26 @@ impl ExecOutput {
 /// Takes a piece of standard output as it arrives, and says whether more is wanted.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> ControlFlow<()> + Send + 'a;
 
+/// Where a stream through a machine leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dial {
+    /// To the engine's own socket there.
+    Engine,
+    /// To an address, as that machine reaches it.
+    Tcp(SocketAddrV4),
+}
+
 /// A machine that runs commands.
 #[async_trait]
 pub trait Guest: Send + Sync {
+    /// Opens a stream through the machine, for at most `deadline`. It starts no program there, which counts
+    /// where a machine is emulated.
+    ///
+    /// # Errors
+    /// [`forge_driver::Kind::Unavailable`] when the other side does not accept it, [`forge_driver::Kind::Refused`]
+    /// when the machine does not forward, [`forge_driver::Kind::Timeout`] at the deadline.
+    async fn dial(&self, to: &Dial, deadline: Duration) -> Result<Box<dyn Stream>>;
+
     /// Runs `command` (a shell line) with `input` on its standard input, for at most `deadline`.
     ///
     /// # Errors

@@ -247,7 +247,7 @@ impl AsyncWrite for Watched {
 
 /// A machine behind one authenticated SSH connection; any number of commands run over it.
 pub struct SshGuest {
-    pub(super) handle: Handle<Checker>,
+    pub(super) handle: Arc<Handle<Checker>>,
     pub(super) address: SocketAddr,
     host_key: String,
 }
@@ -265,6 +265,26 @@ impl fmt::Debug for SshGuest {
 /// [`Kind::Unavailable`] for the first three, [`Kind::Timeout`] at the deadline,
 /// [`Kind::Refused`] for the last two.
 pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
+    log_in(None, target, deadline).await
+}
+
+/// [`connect`] over a TCP connection to `target` on which the other side may have begun to speak.
+///
+/// # Errors
+/// As [`connect`], from the banner on.
+pub async fn connect_over(
+    stream: TcpStream,
+    target: &Target,
+    deadline: Duration,
+) -> Result<SshGuest> {
+    log_in(Some(stream), target, deadline).await
+}
+
+async fn log_in(
+    stream: Option<TcpStream>,
+    target: &Target,
+    deadline: Duration,
+) -> Result<SshGuest> {
     let address = target.address;
     let accept = target
         .accept
@@ -284,14 +304,18 @@ pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
     let progress = Arc::new(Progress::default());
     let expected: Vec<String> = accept.iter().map(print).collect();
     let attempt = async {
-        let mut handle = exchange(address, accept, &progress).await?;
+        let stream = match stream {
+            Some(stream) => stream,
+            None => TcpStream::connect(address).await?,
+        };
+        let mut handle = exchange(stream, accept, &progress).await?;
         let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
         let answer = handle.authenticate_publickey(&target.user, key).await?;
         Ok::<_, russh::Error>((handle, answer.success()))
     };
     match timeout_at(Instant::now() + deadline, attempt).await {
         Ok(Ok((handle, true))) => Ok(SshGuest {
-            handle,
+            handle: Arc::new(handle),
             address,
             host_key: progress.presented().as_ref().map(text).unwrap_or_default(),
         }),
@@ -354,10 +378,9 @@ pub async fn presented_key(address: SocketAddr, deadline: Duration) -> Result<St
         accept: Vec::new(),
     };
     let progress = Arc::new(Progress::default());
-    let attempt = timeout_at(
-        Instant::now() + deadline,
-        exchange(address, Vec::new(), &progress),
-    )
+    let attempt = timeout_at(Instant::now() + deadline, async {
+        exchange(TcpStream::connect(address).await?, Vec::new(), &progress).await
+    })
     .await;
     match (progress.presented(), attempt) {
         (Some(key), _) => Ok(text(&key)),
@@ -376,11 +399,10 @@ pub async fn presented_key(address: SocketAddr, deadline: Duration) -> Result<St
 }
 
 async fn exchange(
-    address: SocketAddr,
+    stream: TcpStream,
     accept: Vec<PublicKey>,
     progress: &Arc<Progress>,
 ) -> Result<Handle<Checker>, russh::Error> {
-    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     progress.enter(Phase::Banner);
     let stream = Watched {

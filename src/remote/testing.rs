@@ -15,7 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ssh::Target;
-use super::{ExecOutput, Guest, KeyPair, Sink, generate_key};
+use super::{Dial, ExecOutput, Guest, KeyPair, Sink, generate_key};
+use crate::http::Stream;
 
 /// A shell on this machine that takes scripts from its standard input.
 pub(crate) struct Shell {
@@ -73,6 +74,13 @@ impl Shell {
 
 #[async_trait]
 impl Guest for Shell {
+    async fn dial(&self, to: &Dial, _: Duration) -> Result<Box<dyn Stream>> {
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("{to:?} is not reached through a shell"),
+        ))
+    }
+
     async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {
         let mut stdout = Vec::new();
         let mut keep = |bytes: &[u8]| {

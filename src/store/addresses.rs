@@ -61,6 +61,18 @@ struct Ledger {
     given: BTreeMap<Uuid, u32>,
 }
 
+impl Ledger {
+    /// Forgets networks that no machine is on any more: their ranges are free again.
+    fn drop_unused(&mut self, taken: &Taken) {
+        if taken.unreadable {
+            return;
+        }
+        self.networks
+            .retain(|network| taken.networks.contains(&network.id));
+        self.given.retain(|id, _| taken.networks.contains(id));
+    }
+}
+
 fn ledger_path(store: &Store) -> PathBuf {
     store.root().join("networks").join("allocation.json")
 }
@@ -74,6 +86,10 @@ pub struct Taken {
     pub internal: BTreeSet<Ipv4Addr>,
     /// Host ports.
     pub ports: BTreeSet<SocketAddr>,
+    /// Networks that machines are on.
+    pub networks: BTreeSet<Uuid>,
+    /// There are records that cannot be read: what they hold is not known.
+    pub unreadable: bool,
 }
 
 /// Allocates the place of one machine. The caller holds the lock of the addresses and writes the
@@ -89,6 +105,7 @@ pub fn allocate(
 ) -> Result<Placement> {
     let path = ledger_path(store);
     let mut ledger: Ledger = read_json(&path)?.unwrap_or_default();
+    ledger.drop_unused(taken);
     let nic = match wants.network {
         Some(cidr) => {
             let network = network(&mut ledger, cidr, store.id())?;
@@ -162,9 +179,38 @@ pub fn networks(store: &Store) -> Result<Vec<Network>> {
 ///
 /// # Errors
 /// When the range overlaps another network of this store.
-pub fn check_network(store: &Store, cidr: Ipv4Net) -> Result<Network> {
+pub fn check_network(store: &Store, cidr: Ipv4Net, taken: &Taken) -> Result<Network> {
     let mut ledger: Ledger = read_json(&ledger_path(store))?.unwrap_or_default();
+    ledger.drop_unused(taken);
     network(&mut ledger, cidr, store.id())
+}
+
+/// Makes sure that the network has addresses for so many machines more.
+///
+/// # Errors
+/// [`Kind::Precheck`] with how many there are.
+pub fn room(network: &Network, taken: &Taken, machines: usize) -> Result<()> {
+    // Neither the network's own address, nor that of all, nor the first one, which is a router's by custom.
+    let all = 2_usize
+        .pow(32 - u32::from(network.cidr.prefix_len()))
+        .saturating_sub(3);
+    let used = taken
+        .internal
+        .iter()
+        .filter(|address| network.cidr.contains(*address))
+        .count();
+    if used + machines <= all {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precheck,
+        format!(
+            "the network {} has {} free addresses, and {machines} are needed",
+            network.cidr,
+            all.saturating_sub(used)
+        ),
+    )
+    .hint("choose a larger range, or make fewer machines"))
 }
 
 /// The next free address of `network`, counting up from .101 and coming round.
@@ -410,6 +456,7 @@ mod tests {
                 .nic
                 .expect("nic");
             assert!(taken.internal.insert(nic.address), "{} twice", nic.address);
+            taken.networks.insert(nic.network.id);
         }
         let error = allocate(&store, Claim::random(), wants(), &taken).expect_err("full");
         assert!(error.message().contains("no free address"), "{error}");
@@ -428,14 +475,23 @@ mod tests {
     #[test]
     fn an_overlapping_network_is_refused_with_both_shown() {
         let (_folder, store) = store();
-        allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room");
-        let error =
-            check_network(&store, "10.133.0.0/16".parse().expect("cidr")).expect_err("overlap");
+        let made = allocate(&store, Claim::random(), wants(), &Taken::default()).expect("room");
+        let mut taken = Taken::default();
+        taken.networks.extend(made.nic.map(|nic| nic.network.id));
+        let check =
+            |cidr: &str, taken: &Taken| check_network(&store, cidr.parse().expect("cidr"), taken);
+        let error = check("10.133.0.0/16", &taken).expect_err("overlap");
         assert!(
             error.message().contains("10.133.0.0/16") && error.message().contains("10.133.7.0/24")
         );
-        check_network(&store, "10.133.7.0/24".parse().expect("cidr")).expect("our own");
-        check_network(&store, "10.140.0.0/24".parse().expect("cidr")).expect("apart");
+        check("10.133.7.0/24", &taken).expect("our own");
+        check("10.140.0.0/24", &taken).expect("apart");
+        check("10.133.0.0/16", &Taken::default()).expect("no machine is on the other any more");
+        let unknown = Taken {
+            unreadable: true,
+            ..Taken::default()
+        };
+        check("10.133.0.0/16", &unknown).expect_err("a record that cannot be read may be on it");
     }
 
     #[test]

@@ -172,7 +172,8 @@ impl Store {
     }
 }
 
-/// Refuses a folder that belongs to another user: what forge writes there would be theirs to change.
+/// Refuses a folder that belongs to another user, or that others may write into: what forge writes there
+/// would be theirs to change.
 fn own(root: &Path) -> Result<()> {
     let found = fs::metadata(root).map_err(|error| {
         Error::new(
@@ -182,6 +183,20 @@ fn own(root: &Path) -> Result<()> {
         .because(error)
     })?;
     let me = rustix::process::geteuid().as_raw();
+    if found.uid() == me && found.mode() & 0o022 != 0 {
+        return Err(Error::new(
+            Kind::Refused,
+            format!(
+                "others may write into the store `{}` (mode {:04o})",
+                root.display(),
+                found.mode() & 0o7777
+            ),
+        )
+        .hint(format!(
+            "`chmod 700 {}` keeps them out; so does `forge doctor --fix`",
+            root.display()
+        )));
+    }
     if found.uid() == me {
         return Ok(());
     }

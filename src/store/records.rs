@@ -29,7 +29,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let corrupt = |error: serde_json::Error| {
         Error::new(Kind::Corrupt, format!("`{}` is damaged", path.display()))
             .because(error)
-            .hint("put the file back from a backup, or remove what it describes with `forge rm -f` or by hand; forge leaves it as it is")
+            .hint("put the file back from a backup; forge leaves it as it is")
     };
     let mut value: Map<String, Value> = serde_json::from_slice(&text).map_err(corrupt)?;
     let format = value.remove("format").and_then(|format| format.as_u64());

@@ -152,7 +152,9 @@ fn lab_b_swarm_survives_restarts_and_the_loss_of_power() {
             "a clean shutdown ends in `Power down`"
         );
     }
-    store.ok(&["cluster", "start"]);
+    // As good as `cluster start`: what is there is found again, and nothing is founded anew.
+    let again = store.json(&UP);
+    assert_eq!(text(&again["cluster_id"]), id);
     whole(&store, &id);
     assert_eq!(addresses_of(&store), addresses);
     service::served(&store);
@@ -202,9 +204,22 @@ fn watch_a_join(store: &Store, machine: &str) -> String {
         let text = std::fs::read_to_string(&record).map_err(|error| error.to_string())?;
         text.contains("\"ready\"").then_some(()).ok_or(text)
     });
-    let line = "sudo sh -c 'n=0; while [ $n -lt 100 ]; do \
-        grep -asl \"SWM[T]KN\" /proc/[0-9]*/cmdline /proc/[0-9]*/environ; n=$((n+1)); sleep 0.2; done; true'";
-    store.ssh(machine, line)
+    let line = "sudo sh -c 'state() { docker info -f \"{{.Swarm.LocalNodeState}}\"; }; echo began: $(state); \
+        n=0; while [ $n -lt 600 ]; do \
+        grep -asl \"SWM[T]KN\" /proc/[0-9]*/cmdline /proc/[0-9]*/environ; n=$((n+1)); \
+        [ $((n % 10)) != 0 ] || [ \"$(state)\" != active ] || break; sleep 0.2; done; echo ended: $(state)'";
+    let seen = store.ssh(machine, line);
+    let (first, rest) = seen.split_once('\n').unwrap_or((&seen, ""));
+    assert_ne!(
+        first, "began: active",
+        "the join is watched from before it begins"
+    );
+    let (found, last) = rest.rsplit_once('\n').unwrap_or(("", rest));
+    assert_eq!(
+        last, "ended: active",
+        "the join is watched to its end: {seen}"
+    );
+    found.to_owned()
 }
 
 /// One swarm, whole, as the managers themselves see it.

@@ -40,6 +40,13 @@ pub trait Driver: Send + Sync {
     /// When the provider cannot be asked. That a machine is absent is an answer, not an error.
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>>;
 
+    /// Every machine that this driver keeps for this store, with the name that it was made under: what is
+    /// there although its record is lost.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked.
+    async fn list(&self) -> Result<Vec<(Claim, String)>>;
+
     /// Makes the machine and starts it, or returns the one that carries the claim already (started
     /// when an earlier call was cut off between making and starting).
     ///

@@ -76,6 +76,13 @@ impl Error {
         self
     }
 
+    /// The same error as another kind, where it counts differently.
+    #[must_use]
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// Wraps this error: `message` is what failed above, this error becomes its cause. The kind stays.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Self {

@@ -527,6 +527,12 @@ impl Driver for FakeDriver {
         self.provider.call(&format!("check {}", specs.len()))
     }
 
+    async fn list(&self) -> Result<Vec<(Claim, String)>> {
+        self.provider.call("list")?;
+        let vms = self.provider.vms()?;
+        Ok(vms.into_iter().map(|vm| (vm.claim, vm.name)).collect())
+    }
+
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
         self.provider.call(&format!("observe {}", claims.len()))?;
         let look = |claim: &Claim| {
@@ -541,6 +547,7 @@ impl Driver for FakeDriver {
                     Some(vm) if vm.on => State::Running,
                     Some(_) => State::Stopped,
                 },
+                network: None,
                 instance: vm.map(|vm| vm.instance()).transpose()?,
             })
         };

@@ -88,6 +88,9 @@ pub struct Observation {
     pub claim: Claim,
     /// Its power state.
     pub state: State,
+    /// Whether its guest has switched its network on: before that nobody can answer. `None` where the
+    /// provider cannot tell.
+    pub network: Option<bool>,
     /// What is there; `None` when the state is [`State::Absent`].
     pub instance: Option<Instance>,
 }

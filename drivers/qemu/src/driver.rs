@@ -197,22 +197,24 @@ impl Inner {
 
     async fn observe(&self, claim: Claim) -> Result<Observation> {
         let folder = self.folder(claim);
-        let (state, instance) = match folder.read() {
+        let ((state, network), instance) = match folder.read() {
             Ok(Some(vm)) => (self.state(&folder, &vm).await?, Some(vm.instance()?)),
-            Ok(None) => (State::Absent, None),
-            Err(error) if error.kind() == Kind::Refused => (State::Absent, None),
-            Err(_) => (State::Error, None),
+            Ok(None) => ((State::Absent, None), None),
+            Err(error) if error.kind() == Kind::Refused => ((State::Absent, None), None),
+            Err(_) => ((State::Error, None), None),
         };
         Ok(Observation {
             claim,
             state,
+            network,
             instance,
         })
     }
 
-    async fn state(&self, folder: &Folder, vm: &Vm) -> Result<State> {
+    /// The power state, and whether the guest has switched its network on.
+    async fn state(&self, folder: &Folder, vm: &Vm) -> Result<(State, Option<bool>)> {
         if !folder.running()? {
-            return Ok(State::Stopped);
+            return Ok((State::Stopped, None));
         }
         if let Some(nic) = &vm.nic {
             // Its switch may have been killed. That it cannot be started now is for those to report
@@ -220,17 +222,15 @@ impl Inner {
             let _ = self.networks.serve(nic.network.id).await;
         }
         let asked = async {
-            Qmp::open(&self.sockets.qmp(vm.claim), vm.claim)
-                .await?
-                .status()
-                .await
+            let mut qmp = Qmp::open(&self.sockets.qmp(vm.claim), vm.claim).await?;
+            Ok::<_, Error>((qmp.status().await?, qmp.listens().await))
         }
         .await;
         Ok(match asked {
-            Ok(status) => power::state(&status),
-            Err(_) if !folder.running()? => State::Stopped,
-            Err(_) if folder.worked_on()? => State::Starting,
-            Err(_) => State::Error,
+            Ok((status, network)) => (power::state(&status), network),
+            Err(_) if !folder.running()? => (State::Stopped, None),
+            Err(_) if folder.worked_on()? => (State::Starting, None),
+            Err(_) => (State::Error, None),
         })
     }
 
@@ -292,30 +292,29 @@ impl Inner {
 
     /// Some machine's record names the network.
     fn used(&self, network: &Network) -> Result<bool> {
+        Ok(self.made()?.iter().any(|vm| {
+            vm.nic
+                .as_ref()
+                .is_some_and(|nic| nic.network.id == network.id)
+        }))
+    }
+
+    /// The machines of this store that can be read.
+    fn made(&self) -> Result<Vec<Vm>> {
         let entries = match fs::read_dir(&self.home.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
                 return Err(error).or_fail(Kind::Io, || {
                     format!("failed to list `{}`", self.home.dir.display())
                 });
             }
         };
-        for entry in entries.flatten() {
-            let Some(claim) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<Claim>().ok())
-            else {
-                continue;
-            };
-            if let Ok(Some(vm)) = self.folder(claim).read()
-                && vm.nic.is_some_and(|nic| nic.network.id == network.id)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<Claim>().ok())
+            .filter_map(|claim| self.folder(claim).read().ok()?)
+            .collect())
     }
 }
 
@@ -360,6 +359,7 @@ impl Driver for QemuDriver {
         let inner = &self.inner;
         precheck::programs(&inner.config)?;
         precheck::new_enough(&version(&inner.config.binary).await?)?;
+        precheck::machine_type(&inner.config).await?;
         let machines = specs.len() as u64;
         precheck::memory(&inner.config, machines, host::memory())?;
         for spec in specs {
@@ -367,9 +367,12 @@ impl Driver for QemuDriver {
         }
         precheck::space(&inner.home, machines)?;
         for nic in specs.iter().filter_map(|spec| spec.nic.as_ref()) {
-            inner.networks.check(&nic.network)?;
+            inner
+                .networks
+                .check(&nic.network)
+                .map_err(|error| error.of_kind(Kind::Precheck))?;
         }
-        precheck::forwards(specs)
+        precheck::forwards(specs).map_err(|error| error.of_kind(Kind::Precheck))
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
@@ -393,6 +396,11 @@ impl Driver for QemuDriver {
             .into_iter()
             .map(|(_, observation)| observation)
             .collect())
+    }
+
+    async fn list(&self) -> Result<Vec<(Claim, String)>> {
+        let made = self.inner.made()?;
+        Ok(made.into_iter().map(|vm| (vm.claim, vm.name)).collect())
     }
 
     async fn create(&self, spec: &Spec) -> Result<Instance> {

@@ -1,8 +1,10 @@
 //! What can be known before anything is touched.
 
 use std::path::Path;
+use std::time::Duration;
 
-use forge_driver::{DriverHome, Error, Forward, Kind, Result, Spec};
+use forge_driver::{DriverHome, Error, Forward, Kind, Result, Spec, process};
+use tokio::process::Command;
 
 use crate::disk;
 use crate::host;
@@ -11,6 +13,9 @@ use crate::ports;
 
 /// What one machine writes to its disk before anybody uses it, roughly: first boot and engine.
 const DISK_NEED: u64 = 512 << 20;
+
+/// A program says what it knows within this time.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// The oldest QEMU with datagram network backends (<https://wiki.qemu.org/ChangeLog/7.2>).
 pub(crate) const OLDEST: (u32, u32) = (7, 2);
@@ -54,6 +59,34 @@ pub(crate) fn new_enough(line: &str) -> Result<()> {
         .hint("install a newer one and name it with `--qemu-binary`")),
         _ => Ok(()),
     }
+}
+
+/// This QEMU knows the machine type, where another one than usual is wished.
+pub(crate) async fn machine_type(config: &Config) -> Result<()> {
+    if config.machine == Config::default().machine {
+        return Ok(());
+    }
+    let mut command = Command::new(&config.binary);
+    command.args(["-machine", "help"]);
+    let known = process::run(command, None, ANSWER).await?.text();
+    let wished = config.machine.split(',').next().unwrap_or_default();
+    if known
+        .lines()
+        .any(|line| line.split_whitespace().next() == Some(wished))
+    {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precheck,
+        format!(
+            "`{}` knows no machine type `{wished}`",
+            config.binary.display()
+        ),
+    )
+    .hint(format!(
+        "`{} -machine help` lists those that it knows",
+        config.binary.display()
+    )))
 }
 
 /// The machines fit into the host's memory.

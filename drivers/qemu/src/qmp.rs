@@ -155,6 +155,18 @@ impl Qmp {
             .to_owned())
     }
 
+    /// Whether the guest has switched a network card on: its driver then asks for the frames to all nodes of
+    /// a link (multicast). `None` when QEMU does not tell, as for cards without such a filter.
+    pub(crate) async fn listens(&mut self) -> Option<bool> {
+        let cards = self.execute("query-rx-filter", Value::Null).await.ok()?;
+        let cards = cards.as_array().filter(|cards| !cards.is_empty())?;
+        Some(cards.iter().any(|card| {
+            card["multicast-table"]
+                .as_array()
+                .is_some_and(|table| !table.is_empty())
+        }))
+    }
+
     /// Ends the process. That the connection breaks is an answer, too.
     pub(crate) async fn quit(&mut self) -> Result<()> {
         match self.execute("quit", Value::Null).await {

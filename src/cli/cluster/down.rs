@@ -3,7 +3,7 @@
 use clap::Args;
 use forge::cluster::down;
 use forge::cluster::record::{ClusterRecord, members};
-use forge_driver::Result;
+use forge_driver::{Kind, Result};
 use serde_json::json;
 
 use super::super::rm::confirm;
@@ -18,6 +18,9 @@ pub struct Down {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Do not ask, and remove also a cluster whose record is damaged
+    #[arg(short, long)]
+    force: bool,
 }
 
 impl Down {
@@ -25,15 +28,18 @@ impl Down {
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let name = self.named.parse()?;
         let reader = session.reader()?;
-        ClusterRecord::load(&reader.store, &name)?;
-        if !self.yes {
+        match ClusterRecord::load(&reader.store, &name) {
+            Err(error) if self.force && error.kind() == Kind::Corrupt => {}
+            record => drop(record?),
+        }
+        if !self.yes && !self.force {
             let count = members(&reader.store, &name)?.len();
             confirm(&format!(
                 "Remove cluster `{name}`, its {count} machines and all data on their disks?"
             ))?;
         }
         let (forge, drawing) = session.worker("cluster-down")?;
-        let done = down::down(&forge, &name).await;
+        let done = down::down(&forge, &name, self.force).await;
         drawing.finish(forge).await;
         let removed = done?;
         if session.json() {

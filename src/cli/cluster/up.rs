@@ -113,7 +113,18 @@ impl Up {
         };
         let done = async {
             if request.image.is_empty() || chosen.image.is_some() {
-                create::check_host(&forge, request.driver, &request.config).await?;
+                // Before minutes go into an image.
+                let machines = match record {
+                    None => usize::try_from(request.spec.managers + request.spec.workers),
+                    Some(_) => Ok(0),
+                };
+                create::check_host(
+                    &forge,
+                    request.driver,
+                    &request.config,
+                    machines.unwrap_or(usize::MAX),
+                )
+                .await?;
                 request.image = image::for_machines(&forge, chosen.image.as_deref()).await?;
             }
             up::up(&forge, &request, &told).await

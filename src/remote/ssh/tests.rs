@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::remote::testing::Sshd;
-use crate::remote::{Guest, fingerprint};
+use crate::remote::{Dial, Guest, fingerprint};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -355,6 +355,39 @@ async fn silence_and_nonsense_are_told_by_phase() {
             error.line()
         );
     }
+}
+
+#[tokio::test]
+async fn a_stream_leads_through_the_machine() {
+    let server = Sshd::start().await;
+    let guest = open(&server).await;
+    let there = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let SocketAddr::V4(address) = there.local_addr().expect("address") else {
+        panic!("an IPv4 address");
+    };
+    tokio::spawn(async move {
+        let (mut stream, _) = there.accept().await.expect("a caller");
+        let mut asked = [0; 512];
+        let _ = stream.read(&mut asked).await;
+        let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhere").await;
+    });
+    let stream = guest
+        .dial(&Dial::Tcp(address), DEADLINE)
+        .await
+        .expect("there");
+    let answer = crate::http::ask(stream, crate::http::Question::get("/"))
+        .await
+        .expect("answers");
+    assert_eq!(answer.body, b"here");
+    // Nobody listens any more.
+    let error = guest
+        .dial(&Dial::Tcp(address), DEADLINE)
+        .await
+        .err()
+        .expect("closed");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    let said = guest.exec("echo on", b"", DEADLINE).await.expect("runs");
+    assert_eq!(said.text(), "on\n", "the connection lives");
 }
 
 /// Hands connections on to `server`, all but the first, which stays open and dead.
