@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use forge_driver::process;
+use forge_driver::{Kind, process};
 use tokio::process::Command;
 
 use super::{Entry, program};
@@ -103,8 +103,7 @@ fn tool(tool: &Tool) -> Entry {
     };
     match found {
         Some(path) => Entry::new(AREA, tool.name, true, path.display().to_string()),
-        None => Entry::new(AREA, tool.name, false, format!("missing: {}", tool.purpose))
-            .packages(&[tool.package]),
+        None => Entry::new(AREA, tool.name, false, tool.purpose).packages(&[tool.package]),
     }
 }
 
@@ -112,7 +111,7 @@ fn tool(tool: &Tool) -> Entry {
 async fn file_system() -> Entry {
     const WHAT: &str = "mke2fs";
     let Some(mke2fs) = program(WHAT) else {
-        return Entry::new(AREA, WHAT, false, "missing: makes the root file system")
+        return Entry::new(AREA, WHAT, false, "makes the root file system")
             .packages(&["e2fsprogs"]);
     };
     let tried = async {
@@ -182,6 +181,9 @@ async fn namespaces() -> Entry {
             },
         ),
         Ok(output) => amiss(WHAT, root, &output.tail()),
+        Err(error) if error.kind() == Kind::Unavailable => {
+            Entry::new(AREA, WHAT, false, error.line()).packages(&["util-linux"])
+        }
         Err(error) => amiss(WHAT, root, &error.line()),
     }
 }
@@ -282,7 +284,7 @@ mod tests {
             purpose: "does it",
         });
         assert_eq!(missing.finding.packages, ["some-package"]);
-        assert_eq!(missing.finding.detail, "missing: does it");
+        assert_eq!(missing.finding.detail, "does it");
         assert!(
             tool(&Tool {
                 name: "/dev/null",
