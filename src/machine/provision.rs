@@ -104,6 +104,7 @@ pub async fn prove(
     let address = record.endpoints()?.engine;
     let name = server_name(&record.name, address.ip());
     let deadline = Instant::now() + ENGINE_WAIT.min(forge.patience);
+    let mut said = String::new();
     loop {
         let left = deadline
             .saturating_duration_since(Instant::now())
@@ -124,15 +125,21 @@ pub async fn prove(
             }
             Err(error) => {
                 interrupt::check()?;
-                forge
-                    .events
-                    .step(
-                        "provisioning",
-                        "an engine that answers over TLS",
-                        Some(deadline),
-                    )
-                    .await;
-                forge.events.trouble(&error).await;
+                if said.is_empty() {
+                    forge
+                        .events
+                        .step(
+                            "provisioning",
+                            "an engine that answers over TLS",
+                            Some(deadline),
+                        )
+                        .await;
+                }
+                let line = error.line();
+                if line != said {
+                    forge.events.trouble(&error).await;
+                    said = line;
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
