@@ -97,12 +97,8 @@ impl User {
         command
             .arg(format!("--reuid={id}"))
             .arg(format!("--regid={id}"))
-            .args([
-                "--init-groups",
-                "--inh-caps=-all",
-                "--bounding-set=-all",
-                "--",
-            ])
+            // Programs that are set-uid (newuidmap) have their rights, as for every user.
+            .args(["--init-groups", "--inh-caps=-all", "--"])
             .arg(program)
             .env("USER", name);
         if let Some(home) = self.home() {
