@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::access::{self, Connection, Knocks};
 use super::seed::{self, FIRST_HOST_KEY};
-use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record, state};
+use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record};
 use crate::interrupt;
 use crate::registry;
 use crate::remote::ssh::{self, Phase, failed_phase};
@@ -397,10 +397,18 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
     let access = forge.access(record)?;
     let deadline = Instant::now() + forge.patience;
     let start = Instant::now();
-    match state(driver, record).await? {
-        State::Running | State::Starting => {}
-        State::Absent => return Err(gone(record)),
-        _ => {
+    let mut sight = Sight::default();
+    let seen = driver.observe(&[record.claim]).await?;
+    match seen.first() {
+        None => return Err(gone(record)),
+        Some(seen) if seen.state == State::Absent => return Err(gone(record)),
+        Some(seen) if matches!(seen.state, State::Running | State::Starting) => {
+            sight.looked = Some(Instant::now());
+            sight.network = seen.network;
+        }
+        Some(_) => {
+            // Until the provider says otherwise.
+            sight.network = Some(false);
             forge
                 .events
                 .step("starting the virtual machine", "", None)
@@ -422,7 +430,6 @@ pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Resul
         )
         .await;
     let mut knocks = Knocks::new(&*access, record);
-    let mut sight = Sight::default();
     let mut said = String::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -495,8 +502,7 @@ impl Sight {
     /// Nobody there can answer yet. Each knock would wake up a process as soon as somebody can, and many of
     /// them keep an emulated machine from everything else.
     fn is_deaf(&self) -> bool {
-        (self.looked.is_none() || self.network == Some(false))
-            && self.began.elapsed() < DEAF_AT_MOST
+        self.network == Some(false) && self.began.elapsed() < DEAF_AT_MOST
     }
 
     /// Asks the provider, unless it was asked a moment ago.
