@@ -1,3 +1,12 @@
+# Overwrites files where they lie, so that no freed block holds what was in them, and removes them.
+forge_wipe() {
+  for file in "$@"; do
+    [ -f "$file" ] || continue
+    size=$(wc -c <"$file")
+    [ "$size" -eq 0 ] || dd if=/dev/zero of="$file" bs="$size" count=1 conv=notrunc,fsync 2>/dev/null
+    rm -f "$file"
+  done
+}
 forge_install() {
   set -eu
   umask 077
@@ -5,6 +14,7 @@ forge_install() {
   ssh=$root/etc/ssh
   own=$ssh/forge_own_ed25519_key
   key=$ssh/ssh_host_ed25519_key
+  first=$ssh/forge_first_key
   # Before anything is removed: no later boot may run cloud-init again, which would bring the first key back.
   if [ -d "$root/etc/cloud" ] && [ ! -e "$root/etc/cloud/cloud-init.disabled" ]; then
     : >"$root/etc/cloud/cloud-init.disabled"
@@ -16,6 +26,8 @@ forge_install() {
       chmod 644 "$key.pub.new"
       cp "$own" "$key.new"
       chmod 600 "$key.new"
+      # The first key keeps a name until it is overwritten. A run that was cut off has named it already.
+      [ ! -e "$key" ] || [ -e "$first" ] || ln "$key" "$first"
       mv -f "$key.pub.new" "$key.pub"
       mv -f "$key.new" "$key"
       sync
@@ -26,11 +38,14 @@ forge_install() {
     : >"$ssh/forge_own_installed"
     sync
   fi
+  forge_wipe "$first"
   rm -f "$own" "$own.pub" "$own.new" "$own.new.pub" "$key.new" "$key.pub.new" "$key-cert.pub"
   for other in rsa ecdsa dsa; do
     rm -f "$ssh/ssh_host_${other}_key" "$ssh/ssh_host_${other}_key.pub" "$ssh/ssh_host_${other}_key-cert.pub"
   done
   # What first boot kept of the seed. Globs that match nothing stay as they are and remove nothing.
+  forge_wipe "$root"/var/lib/cloud/instances/*/user-data* "$root"/var/lib/cloud/instances/*/cloud-config* \
+    "$root"/var/lib/cloud/instances/*/obj.pkl
   rm -rf "$root"/var/lib/cloud/instance/user-data* "$root"/var/lib/cloud/instances/*/user-data* \
     "$root"/var/lib/cloud/instance/vendor-data* "$root"/var/lib/cloud/instances/*/vendor-data* \
     "$root"/var/lib/cloud/instance/cloud-config* "$root"/var/lib/cloud/instances/*/cloud-config* \
