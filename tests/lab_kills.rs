@@ -76,6 +76,17 @@ fn lab_kills_in_every_stage() {
         ));
     }
     steps.note(&format!("{} kills", table.len()));
+    steps.step("a member that is removed is let in no more");
+    let (manager, worker) = (
+        format!("{}-m1", clusters[0].0),
+        format!("{}-w1", clusters[0].0),
+    );
+    let address = store.inner_ip(&worker);
+    let set = "sudo nft list set inet forge peers";
+    assert!(store.ssh(&manager, set).contains(&address));
+    store.ok(&["rm", "-f", &worker]);
+    assert!(!store.ssh(&manager, set).contains("elements"));
+
     steps.step("all of it goes");
     for (name, _) in &clusters {
         store.ok(&["cluster", "down", "-y", name]);

@@ -1,8 +1,11 @@
 //! `forge rm`
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 
 use clap::Args;
+use forge::cluster::peers;
+use forge::cluster::spec::ClusterName;
 use forge::machine::{Forge, Record, destroy};
 use forge::store::lock::acquire_machines;
 use forge_driver::{Error, Kind, Result};
@@ -44,7 +47,18 @@ impl Rm {
             ))?;
         }
         let (forge, drawing) = session.worker("rm")?;
+        let clusters = clusters_of(&forge, &names);
         let done = remove_all(&forge, &names, self.force).await;
+        for cluster in clusters.into_iter().filter(|_| done.is_ok()) {
+            // They go on without; the next `cluster up` does the same.
+            if let Err(error) = peers::after_removal(&forge, &cluster).await {
+                let why = error.line();
+                forge
+                    .events
+                    .warning(format!("the other machines of cluster `{cluster}` still let the removed ones in: {why}; `forge cluster up {cluster}` tells them"))
+                    .await;
+            }
+        }
         drawing.finish(forge).await;
         let done = done?;
         if session.json() {
@@ -58,9 +72,18 @@ impl Rm {
     }
 }
 
+/// The clusters that these machines belong to.
+fn clusters_of(forge: &Forge, names: &[String]) -> BTreeSet<ClusterName> {
+    names
+        .iter()
+        .filter_map(|name| Record::load(&forge.store, name).ok()?.member)
+        .filter_map(|member| member.cluster.parse().ok())
+        .collect()
+}
+
 /// Each name once, in the order given.
 pub fn distinct(names: Vec<String>) -> Vec<String> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     names
         .into_iter()
         .filter(|name| seen.insert(name.clone()))

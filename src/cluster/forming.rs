@@ -9,7 +9,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZero;
 
 use forge_driver::{Error, Kind, Result};
-use futures_util::future::join_all;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -19,6 +18,7 @@ pub(in crate::cluster) use settle::Probed;
 
 use super::look::Seen;
 use super::node::Membership;
+use super::peers;
 use super::plan::{Action, Plan};
 use super::probe;
 use super::record::{ClusterRecord, addresses, members};
@@ -29,7 +29,7 @@ use crate::event::Events;
 use crate::interrupt;
 use crate::machine::access::Connection;
 use crate::machine::create::{self, Up};
-use crate::machine::{Forge, Record, Stage, provision};
+use crate::machine::{Forge, Record, Stage};
 use crate::playbook::StepResult;
 use crate::secret::Secret;
 
@@ -106,17 +106,21 @@ impl<'a> Forming<'a> {
 
     async fn form(&mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
         // Machines that are not wished any more are members until they are removed.
-        let peers = addresses(&members(&self.forge.store, &self.record.spec.name)?);
+        let known = addresses(&members(&self.forge.store, &self.record.spec.name)?);
         let founder = self.founder(&machines);
         let mut rising = JoinSet::new();
         let (ready, fresh): (Vec<_>, Vec<_>) = machines
             .into_iter()
             .partition(|(_, record)| record.stage == Stage::Ready);
         for (place, record) in ready {
-            self.raise(&mut rising, place, record, &peers);
+            self.raise(&mut rising, place, record, &known);
         }
         if !fresh.is_empty() {
-            self.tell_bystanders(&peers).await?;
+            // Members that are not wished any more: nobody else brings them up.
+            peers::tell(self.forge, self.seen, &known, |record| {
+                !self.wished.contains(&record.name)
+            })
+            .await?;
         }
         let mut queue = VecDeque::from(fresh);
         let mut waiting: VecDeque<String> = VecDeque::new();
@@ -133,7 +137,7 @@ impl<'a> Forming<'a> {
                 && rising.len() < at_once()
                 && let Some((place, record)) = queue.pop_front()
             {
-                self.raise(&mut rising, place, record, &peers);
+                self.raise(&mut rising, place, record, &known);
             }
             if going
                 && !founded
@@ -252,22 +256,6 @@ impl<'a> Forming<'a> {
             .as_ref()
             .filter(|membership| membership.belongs())
             .map(|membership| membership.node_id.clone())
-    }
-
-    /// Lets the newcomers in at members that run and are not wished any more: nobody else brings them up.
-    async fn tell_bystanders(&self, peers: &[IpAddr]) -> Result<()> {
-        let bystanders = self.seen.records.values().filter(|record| {
-            record.stage == Stage::Ready && !record.leaving && !self.wished.contains(&record.name)
-        });
-        let told = bystanders.filter_map(|record| {
-            let open = self.seen.connections.get(&record.name)?;
-            let forge = self.forge.of(&record.name);
-            Some(async move { provision::apply(&forge, record.clone(), open, peers).await })
-        });
-        join_all(told)
-            .await
-            .into_iter()
-            .try_for_each(|done| done.map(|_| ()))
     }
 
     /// The machine that founds the swarm: as planned, or the one whose founding was cut off, which is then

@@ -5,6 +5,7 @@ pub mod down;
 mod forming;
 pub mod look;
 pub mod node;
+pub mod peers;
 pub mod plan;
 pub mod pool;
 pub mod probe;
