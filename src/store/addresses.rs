@@ -105,10 +105,9 @@ pub fn allocate(
 ) -> Result<Placement> {
     let path = ledger_path(store);
     let mut ledger: Ledger = read_json(&path)?.unwrap_or_default();
-    ledger.drop_unused(taken);
     let nic = match wants.network {
         Some(cidr) => {
-            let network = network(&mut ledger, cidr, store.id())?;
+            let network = network(&mut ledger, cidr, store.id(), taken)?;
             let address = internal(&mut ledger, &network, &taken.internal)?;
             Some(Nic {
                 network,
@@ -135,11 +134,14 @@ pub fn allocate(
 }
 
 /// The network of this store with exactly this range, recorded anew when there is none.
-fn network(ledger: &mut Ledger, cidr: Ipv4Net, owner: Uuid) -> Result<Network> {
+///
+/// Networks that nobody is on give way to another range, never to their own: somebody may be on the way there.
+fn network(ledger: &mut Ledger, cidr: Ipv4Net, owner: Uuid, taken: &Taken) -> Result<Network> {
     let cidr = cidr.trunc();
     if let Some(known) = ledger.networks.iter().find(|network| network.cidr == cidr) {
         return Ok(known.clone());
     }
+    ledger.drop_unused(taken);
     overlap(cidr, ledger.networks.iter().map(|network| network.cidr))?;
     let network = Network {
         id: Uuid::new_v4(),
@@ -181,8 +183,7 @@ pub fn networks(store: &Store) -> Result<Vec<Network>> {
 /// When the range overlaps another network of this store.
 pub fn check_network(store: &Store, cidr: Ipv4Net, taken: &Taken) -> Result<Network> {
     let mut ledger: Ledger = read_json(&ledger_path(store))?.unwrap_or_default();
-    ledger.drop_unused(taken);
-    network(&mut ledger, cidr, store.id())
+    network(&mut ledger, cidr, store.id(), taken)
 }
 
 /// Makes sure that the network has addresses for so many machines more.
