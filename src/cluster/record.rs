@@ -1,7 +1,6 @@
 //! What is remembered of one cluster.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -13,7 +12,7 @@ use serde_json::Value;
 
 use super::spec::{ClusterName, ClusterSpec};
 use crate::machine::Record;
-use crate::store::{Store, read_json, remove_file, write_json};
+use crate::store::{self, Store, read_json, write_json};
 
 /// `clusters/<name>/cluster.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,14 +94,6 @@ impl ClusterRecord {
         atomic::private_folder(&store.cluster_dir(self.spec.name.as_str()))?;
         write_json(&path(store, &self.spec.name), self)
     }
-
-    /// Removes this record, last of all that there is of the cluster.
-    ///
-    /// # Errors
-    /// What the file system reports.
-    pub fn forget(&self, store: &Store) -> Result<()> {
-        forget(store, &self.spec.name)
-    }
 }
 
 /// Removes the record of a cluster, damaged though it may be, last of all that there is of the cluster.
@@ -110,22 +101,7 @@ impl ClusterRecord {
 /// # Errors
 /// What the file system reports.
 pub fn forget(store: &Store, name: &ClusterName) -> Result<()> {
-    let folder = store.cluster_dir(name.as_str());
-    // A write that was cut off leaves its half beside the record.
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        if entry.path() != path(store, name) {
-            remove_file(&entry.path())?;
-        }
-    }
-    remove_file(&path(store, name))?;
-    match fs::remove_dir(&folder) {
-        Ok(()) => atomic::sync_folder(&store.root().join("clusters")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(atomic::full(
-            error,
-            &format!("failed to remove `{}`", folder.display()),
-        )),
-    }
+    store::forget(&store.cluster_dir(name.as_str()), "cluster.json")
 }
 
 fn path(store: &Store, name: &ClusterName) -> PathBuf {

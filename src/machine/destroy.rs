@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use forge_driver::{Claim, Driver, Error, Kind, Result, atomic};
+use forge_driver::{Claim, Driver, Error, Kind, Result};
 
 use super::{Forge, Record, record};
 use crate::registry;
-use crate::store::remove_file;
+use crate::store;
 
 /// Removes a machine: first what the provider has, then what is remembered. The intent is on disk
 /// first, so a removal that was cut off is visible and goes on. The caller holds the machine's lock.
@@ -99,34 +99,7 @@ fn forget(forge: &Forge, name: &str) -> Result<()> {
             format!("`{name}` is not the name of a machine"),
         ));
     }
-    let folder = forge.store.machine_dir(name);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            return Err(
-                Error::new(Kind::Io, format!("failed to list `{}`", folder.display()))
-                    .because(error),
-            );
-        }
-    };
-    for entry in entries.flatten() {
-        if entry.file_name() != "machine.json" {
-            remove_file(&entry.path())?;
-        }
-    }
-    remove_file(&folder.join("machine.json"))?;
-    match fs::remove_dir(&folder) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(atomic::full(
-                error,
-                &format!("failed to remove `{}`", folder.display()),
-            ));
-        }
-    }
-    atomic::sync_folder(&forge.store.root().join("machines"))
+    store::forget(&forge.store.machine_dir(name), "machine.json")
 }
 
 fn used_by_others(forge: &Forge, network: uuid::Uuid, name: &str) -> Result<bool> {

@@ -110,6 +110,41 @@ pub fn remove_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes the folder of a record with everything in it (also the half of a write that was cut off), the
+/// record last: while anything is left, it is listed. Gone already: succeeds.
+///
+/// # Errors
+/// What the file system reports.
+pub fn forget(folder: &Path, record: &str) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(
+                Error::new(Kind::Io, format!("failed to list `{}`", folder.display()))
+                    .because(error),
+            );
+        }
+    };
+    for entry in entries.flatten() {
+        if entry.file_name() != record {
+            remove_file(&entry.path())?;
+        }
+    }
+    remove_file(&folder.join(record))?;
+    match fs::remove_dir(folder) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(atomic::full(
+                error,
+                &format!("failed to remove `{}`", folder.display()),
+            ));
+        }
+    }
+    folder.parent().map_or(Ok(()), atomic::sync_folder)
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name()
         .map(|name| name.to_string_lossy().into_owned())
