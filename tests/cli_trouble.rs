@@ -31,6 +31,12 @@ fn logged(lab: &Lab) -> String {
         .collect()
 }
 
+/// The names of the machines that the provider has.
+fn made(lab: &Lab) -> Vec<String> {
+    let vms = lab.provider.vms().expect("the provider");
+    vms.into_iter().map(|vm| vm.name).collect()
+}
+
 #[test]
 fn damaged_and_newer_records_are_listed_and_can_be_removed() {
     let lab = Lab::new();
@@ -81,14 +87,7 @@ fn damaged_and_newer_records_are_listed_and_can_be_removed() {
 
     lab.forge("rm -f n2 n3").ok();
     lab.forge("ls -q").says(0, "n1\n", "");
-    let names: Vec<String> = lab
-        .provider
-        .vms()
-        .expect("the provider")
-        .into_iter()
-        .map(|vm| vm.name)
-        .collect();
-    assert_eq!(names, ["n1"], "their machines are gone as well");
+    assert_eq!(made(&lab), ["n1"], "their machines are gone as well");
     // What cannot be read holds no other command up.
     lab.forge("create n4").ok();
 }
@@ -99,14 +98,7 @@ fn a_machine_whose_record_is_empty_is_found_by_its_name() {
     lab.forge("create n1 n2").ok();
     fs::write(lab.home.join("machines/n1/machine.json"), "").expect("emptied");
     lab.forge("rm -f n1").ok();
-    let names: Vec<String> = lab
-        .provider
-        .vms()
-        .expect("the provider")
-        .into_iter()
-        .map(|vm| vm.name)
-        .collect();
-    assert_eq!(names, ["n2"], "the machine has gone with its record");
+    assert_eq!(made(&lab), ["n2"], "the machine has gone with its record");
 }
 
 #[test]

@@ -141,33 +141,29 @@ pub fn restarts(store: &Store, machine: &str) -> Vec<String> {
     forge_table(store, machine);
     store.ssh(machine, "sudo systemctl restart docker");
     forge_table(store, machine);
-    wait(
-        "the engine has its rules again",
-        Duration::from_secs(60),
-        || {
-            let now = docker_rules(store, machine);
-            (now == with)
-                .then_some(())
-                .ok_or_else(|| differences(&with, &now))
-        },
-    );
+    rules_again(store, machine, &with);
     store.ssh(
         machine,
         "sudo systemctl stop nftables; sudo systemctl start nftables",
     );
     forge_table(store, machine);
     store.ssh(machine, "sudo systemctl restart docker");
+    rules_again(store, machine, &with);
+    with
+}
+
+/// Waits until the engine's rules are these again.
+fn rules_again(store: &Store, machine: &str, with: &[String]) {
     wait(
         "the engine has its rules again",
         Duration::from_secs(60),
         || {
             let now = docker_rules(store, machine);
-            (now == with)
+            (now == *with)
                 .then_some(())
-                .ok_or_else(|| differences(&with, &now))
+                .ok_or_else(|| differences(with, &now))
         },
     );
-    with
 }
 
 fn differences(before: &[String], now: &[String]) -> String {
