@@ -22,3 +22,4 @@ pub mod registry;
 pub mod remote;
 pub mod secret;
 pub mod store;
+pub mod tasks;

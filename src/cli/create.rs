@@ -7,6 +7,7 @@ use forge::machine::create::{self, Wish};
 use forge::machine::{Forge, Record, Stage, record};
 use forge::registry;
 use forge::store::lock::acquire_machines;
+use forge::tasks;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
@@ -199,12 +200,12 @@ async fn create_all(
     for name in names.iter().filter(|name| !ready.contains(name)) {
         records.push(create::claim(forge, &chosen.wish(name, &image, publish)).await?);
     }
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
     for record in records {
         let forge = forge.of(&record.name);
         let room = room.clone();
-        tasks.spawn(async move {
+        running.spawn(async move {
             // The semaphore is never closed; without a permit the work would only start sooner.
             let _permit = room.acquire().await;
             let name = record.name.clone();
@@ -214,14 +215,7 @@ async fn create_all(
             (name, done)
         });
     }
-    let mut done = Vec::new();
-    while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| {
-            Error::new(Kind::Failed, "a task of forge broke off").because(error)
-        })?);
-    }
-    done.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(done)
+    tasks::all(running).await
 }
 
 /// At most so many machines are worked on at once.

@@ -3,7 +3,8 @@
 use clap::Args;
 use forge::machine::{Forge, Record, power};
 use forge::store::lock::acquire_machines;
-use forge_driver::{Error, Kind, Result};
+use forge::tasks;
+use forge_driver::{Error, Result};
 use serde_json::json;
 
 use super::create::conclude;
@@ -129,10 +130,10 @@ pub async fn change_all(
     for name in names {
         records.push(Record::load(&forge.store, name)?);
     }
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     for record in records {
         let forge = forge.of(&record.name);
-        tasks.spawn(async move {
+        running.spawn(async move {
             let done = match change {
                 Change::Start => power::start(&forge, &record).await,
                 Change::Stop => power::stop(&forge, &record).await,
@@ -154,12 +155,5 @@ pub async fn change_all(
             (record.name, done)
         });
     }
-    let mut done = Vec::new();
-    while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| {
-            Error::new(Kind::Failed, "a task of forge broke off").because(error)
-        })?);
-    }
-    done.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(done)
+    tasks::all(running).await
 }

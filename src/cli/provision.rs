@@ -3,7 +3,8 @@
 use clap::Args;
 use forge::machine::{Forge, Record, create, power};
 use forge::store::lock::acquire_machines;
-use forge_driver::{Error, Kind, Result};
+use forge::tasks;
+use forge_driver::{Error, Result};
 use serde_json::json;
 
 use super::create::conclude;
@@ -53,10 +54,10 @@ async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usiz
         power::whole(&record)?;
         records.push(record);
     }
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     for record in records {
         let forge = forge.of(&record.name);
-        tasks.spawn(async move {
+        running.spawn(async move {
             let name = record.name.clone();
             let peers = forge::cluster::record::peers(&forge.store, &record);
             let done = match peers {
@@ -68,12 +69,5 @@ async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usiz
             (name, done)
         });
     }
-    let mut done = Vec::new();
-    while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| {
-            Error::new(Kind::Failed, "a task of forge broke off").because(error)
-        })?);
-    }
-    done.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(done)
+    tasks::all(running).await
 }

@@ -8,6 +8,7 @@ use forge::cluster::peers;
 use forge::cluster::spec::ClusterName;
 use forge::machine::{Forge, Record, destroy};
 use forge::store::lock::acquire_machines;
+use forge::tasks;
 use forge_driver::{Error, Kind, Result};
 
 use super::create::conclude;
@@ -124,7 +125,7 @@ pub async fn remove_all(
     force: bool,
 ) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut running = tokio::task::JoinSet::new();
     let mut done = Vec::new();
     for name in names {
         match Record::load(&forge.store, name) {
@@ -142,7 +143,7 @@ pub async fn remove_all(
                     continue;
                 }
                 let forge = forge.of(name);
-                tasks.spawn(async move {
+                running.spawn(async move {
                     let name = record.name.clone();
                     let done = destroy::destroy(&forge, record)
                         .await
@@ -178,11 +179,7 @@ pub async fn remove_all(
             Err(error) => done.push((name.clone(), Err(error))),
         }
     }
-    while let Some(joined) = tasks.join_next().await {
-        done.push(joined.map_err(|error| {
-            Error::new(Kind::Failed, "a task of forge broke off").because(error)
-        })?);
-    }
+    done.extend(tasks::all(running).await?);
     done.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(done)
 }

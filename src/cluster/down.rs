@@ -14,6 +14,7 @@ use super::zones::Role;
 use crate::interrupt;
 use crate::machine::{Forge, Record, destroy, power};
 use crate::store::lock::{Guarded, Lock, acquire, acquire_machines};
+use crate::tasks;
 
 /// The locks of a cluster and of all of its machines, in their order.
 async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, Vec<Record>)> {
@@ -36,10 +37,10 @@ async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, V
 /// Removes a cluster with all of its machines and their disks. The intent is on disk first; what was cut
 /// off goes on. How many machines were removed.
 ///
+/// With `force` also a cluster whose record cannot be read: what carries its name is removed.
+///
 /// # Errors
 /// When a machine could not be removed: it and the cluster stay listed.
-///
-/// With `force` also a cluster whose record cannot be read: what carries its name is removed.
 pub async fn down(forge: &Forge, name: &ClusterName, force: bool) -> Result<usize> {
     let record = match ClusterRecord::load(&forge.store, name) {
         Err(error) if force && error.kind() == Kind::Corrupt => None,
@@ -75,7 +76,7 @@ pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
             .is_some_and(|member| member.role == Role::Manager)
     });
     let mut changed = 0;
-    let mut failure = None;
+    let mut failures = Vec::new();
     // A worker that does not go down keeps no manager from going down cleanly.
     for group in [workers, managers] {
         let done = each(forge, group, "stop", |forge, record| async move {
@@ -83,10 +84,10 @@ pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
         });
         match done.await {
             Ok(count) => changed += count,
-            Err(error) => failure = failure.or(Some(error)),
+            Err(error) => failures.push(error),
         }
     }
-    failure.map_or(Ok(changed), Err)
+    tasks::first_of(failures).map_or(Ok(changed), Err)
 }
 
 /// Starts all machines of a cluster and waits until it is whole again: the same id, a quorum, every node
@@ -140,35 +141,24 @@ where
     F: Fn(Forge, Record) -> Fut,
     Fut: Future<Output = Result<bool>> + Send + 'static,
 {
-    let mut tasks = JoinSet::new();
+    let mut running = JoinSet::new();
     for record in records {
         let name = record.name.clone();
         let work = work(forge.of(&name), record);
-        tasks.spawn(async move { (name, work.await) });
+        running.spawn(async move { (name, work.await) });
     }
     let mut changed = 0;
-    let mut failure: Option<Error> = None;
-    while let Some(done) = tasks.join_next().await {
-        let error = match done {
-            Ok((_, Ok(did))) => {
-                changed += usize::from(did);
-                continue;
+    let mut failures = Vec::new();
+    while let Some(done) = running.join_next().await {
+        match done {
+            Ok((_, Ok(did))) => changed += usize::from(did),
+            Ok((name, Err(error))) => {
+                failures.push(error.context(format!("failed to {verb} machine `{name}`")));
             }
-            Ok((name, Err(error))) => error.context(format!("failed to {verb} machine `{name}`")),
-            Err(error) => Error::new(Kind::Failed, "a task of forge broke off").because(error),
-        };
-        failure = Some(match failure {
-            None => error,
-            Some(first) => {
-                let line = error.line();
-                first.context(format!("several machines failed; another: {line}"))
-            }
-        });
+            Err(error) => failures.push(tasks::broke_off(error)),
+        }
     }
-    match failure {
-        None => Ok(changed),
-        Some(error) => Err(error),
-    }
+    tasks::first_of(failures).map_or(Ok(changed), Err)
 }
 
 /// The machines of a cluster in the order of their places.

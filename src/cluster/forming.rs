@@ -32,6 +32,7 @@ use crate::machine::create::{self, Up};
 use crate::machine::{Forge, Record, Stage};
 use crate::playbook::StepResult;
 use crate::secret::Secret;
+use crate::tasks;
 
 /// So many machines boot at the same time: one more than keep this host's processors busy, for the moments
 /// in which one waits. More of them are up later rather than sooner, least of all where they are emulated:
@@ -112,15 +113,15 @@ impl<'a> Forming<'a> {
         let (ready, fresh): (Vec<_>, Vec<_>) = machines
             .into_iter()
             .partition(|(_, record)| record.stage == Stage::Ready);
-        for (place, record) in ready {
-            self.raise(&mut rising, place, record, &known);
-        }
         if !fresh.is_empty() {
             // Members that are not wished any more: nobody else brings them up.
             peers::tell(self.forge, self.seen, &known, |record| {
                 !self.wished.contains(&record.name)
             })
             .await?;
+        }
+        for (place, record) in ready {
+            self.raise(&mut rising, place, record, &known);
         }
         let mut queue = VecDeque::from(fresh);
         let mut waiting: VecDeque<String> = VecDeque::new();
@@ -183,7 +184,7 @@ impl<'a> Forming<'a> {
                             });
                         }
                         Ok((_, Err(error))) => failures.push(error),
-                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                        Err(error) => failures.push(tasks::broke_off(error)),
                     }
                 }
                 Some(done) = joining.join_next(), if !joining.is_empty() => {
@@ -198,18 +199,14 @@ impl<'a> Forming<'a> {
                             manager_joins = false;
                             failures.push(error.context(format!("machine `{name}` did not join cluster `{}`", self.record.spec.name)));
                         }
-                        Err(error) => failures.push(Error::new(Kind::Failed, "a task of forge broke off").because(error)),
+                        Err(error) => failures.push(tasks::broke_off(error)),
                     }
                 }
                 else => break,
             }
         }
         interrupt::check()?;
-        if let Some(error) = failures.into_iter().reduce(|first, next| {
-            // One error ends the command; the others are part of it.
-            let line = next.line();
-            first.context(format!("several machines failed; another: {line}"))
-        }) {
+        if let Some(error) = tasks::first_of(failures) {
             return Err(error.hint(format!(
                 "everything done is saved: `forge cluster up {}` goes on; `forge cluster status {}` shows what is there",
                 self.record.spec.name, self.record.spec.name
@@ -325,13 +322,19 @@ impl<'a> Forming<'a> {
         self.changed += usize::from(done.changed);
         self.joined += usize::from(done.changed);
         if let Some(member) = self.members.get_mut(&name) {
-            member.node = Some(done.node_id);
+            member.node = Some(done.node_id.clone());
         }
         forge.events.finished("leads the swarm", done.changed).await;
         if !self.record.spec.drain_managers {
             // Its task starts, and the nodes learn of its port, while the others are on their way.
+            let host = Probed {
+                name,
+                node_id: done.node_id,
+                address,
+                connection,
+            };
             self.probing = Some(tokio::spawn(async move {
-                probe::begin(&*connection.guest, &*connection.guest, &name).await
+                probe::begin(&*host.connection.guest, &host.peer()).await
             }));
         }
         Ok(())

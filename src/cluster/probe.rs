@@ -133,16 +133,16 @@ pub async fn probe(
 ) -> Result<Probed> {
     sweep(manager, peers).await?;
     let host = host(manager, peers).await?;
-    let begun = begin(manager, host.guest, host.machine).await?;
+    let begun = begin(manager, host).await?;
     finish(manager, peers, begun, deadline, on_trouble).await
 }
 
-/// The first half of a [`probe`]: the service, with its task on `machine`, whose engine is behind `host`.
+/// The first half of a [`probe`]: the service, with its task on `host`.
 /// What was begun is ended by [`finish`] or [`remove`].
 ///
 /// # Errors
 /// What the engine said; nothing is left behind then, unless the engine does not answer any more.
-pub async fn begin(manager: &dyn Guest, host: &dyn Guest, machine: &str) -> Result<Begun> {
+pub async fn begin(manager: &dyn Guest, host: &Peer<'_>) -> Result<Begun> {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -153,17 +153,17 @@ pub async fn begin(manager: &dyn Guest, host: &dyn Guest, machine: &str) -> Resu
     );
     if let Err(error) = create(manager, host, &name).await {
         // The first error is the one to report; the next probe sweeps.
-        let _ = remove(manager, host).await;
+        let _ = remove(manager, host.guest).await;
         return Err(error.context("failed to set up the probe of a published port"));
     }
     Ok(Begun {
         name,
-        machine: machine.to_owned(),
+        machine: host.machine.to_owned(),
     })
 }
 
-async fn create(manager: &dyn Guest, host: &dyn Guest, name: &str) -> Result<()> {
-    let machine = host.exec("uname -m", b"", ANSWER).await?.text();
+async fn create(manager: &dyn Guest, host: &Peer<'_>, name: &str) -> Result<()> {
+    let machine = host.guest.exec("uname -m", b"", ANSWER).await?.text();
     let program = responder::executable(
         Architecture::parse(machine.trim())?,
         SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT),
@@ -175,11 +175,10 @@ async fn create(manager: &dyn Guest, host: &dyn Guest, name: &str) -> Result<()>
         api::query(&format!("LABEL {LABEL}={name}")),
     );
     let said = Request::upload(import, responder::archive(&program))
-        .send(host)
+        .send(host.guest)
         .await?;
     let image = imported(&said)?;
-    let node = swarm::state(host).await?.node_id;
-    Request::post("/services/create", &service(name, &image, &node))
+    Request::post("/services/create", &service(name, &image, host.node_id))
         .send(manager)
         .await
         .map(|_| ())
@@ -431,14 +430,11 @@ async fn remove_images(guest: &dyn Guest) -> Result<()> {
             for id in labelled(guest, "/images/json", "Id").await? {
                 delete(guest, format!("/images/{id}?force=true")).await?;
             }
-            Ok(())
+            Ok::<_, Error>(())
         };
         match removing.await {
             Err(error) if Instant::now() >= end => {
-                return Err(Error::context(
-                    error,
-                    "the image of the probe cannot be removed",
-                ));
+                return Err(error.context("the image of the probe cannot be removed"));
             }
             Err(_) => sleep(Duration::from_millis(300)).await,
             done => return done,

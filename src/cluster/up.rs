@@ -64,7 +64,9 @@ pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     )?;
     let places = request.spec.places(&existing(forge, request)?)?;
     let fresh = fresh(forge, request, &places.nodes, &seen)?;
-    create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
+    if !fresh.is_empty() {
+        create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
+    }
     Ok(plan)
 }
 
@@ -194,7 +196,6 @@ pub async fn up(
         .map(|place| (*place, wish(request, *place)))
         .collect();
     let fresh = fresh(forge, request, &places.nodes, &seen)?;
-    create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
     create::check(forge, &fresh).await?;
     let record = ClusterRecord {
         spec: request.spec.clone(),

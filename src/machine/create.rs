@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use forge_driver::{
-    Claim, Driver, Error, Kind, Mac, Nic, Power, Result, Spec, State, atomic, process,
+    Claim, Driver, Error, Kind, Mac, Network, Nic, Power, Result, Spec, State, atomic, process,
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -202,12 +202,19 @@ pub async fn check_host(
     machines: usize,
 ) -> Result<()> {
     let driver = registry::open(driver, config, &forge.store, &forge.events)?;
-    if let Some(cidr) = driver.wants().network {
-        let taken = record::taken(&forge.store)?;
-        let network = addresses::check_network(&forge.store, cidr, &taken)?;
-        addresses::room(&network, &taken, machines)?;
-    }
+    check_network(forge, &*driver, machines)?;
     driver.check(&[]).await
+}
+
+/// The network that so many machines more of this driver would be on, where it wants one.
+fn check_network(forge: &Forge, driver: &dyn Driver, machines: usize) -> Result<Option<Network>> {
+    let Some(cidr) = driver.wants().network else {
+        return Ok(None);
+    };
+    let taken = record::taken(&forge.store)?;
+    let network = addresses::check_network(&forge.store, cidr, &taken)?;
+    addresses::room(&network, &taken, machines)?;
+    Ok(Some(network))
 }
 
 /// What a driver wants to know before anything is touched: machines that are wished, placed nowhere.
@@ -224,14 +231,7 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
             continue;
         };
         let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
-        let network = match driver.wants().network {
-            Some(cidr) => Some(addresses::check_network(
-                &forge.store,
-                cidr,
-                &record::taken(&forge.store)?,
-            )?),
-            None => None,
-        };
+        let network = check_network(forge, &*driver, wishes.len())?;
         let mut specs = Vec::with_capacity(wishes.len());
         for wish in wishes {
             let claim = Claim::random();
