@@ -172,21 +172,27 @@ fn accelerator(store: &Store, steps: &mut Steps) {
     );
 }
 
-/// The one key that the SSH server shows to a newcomer.
+/// The one key that the SSH server shows to a newcomer. One connection after the other: QEMU's user-mode
+/// network has room for two that wait (libslirp's `listen(s, 1)`), and `ssh-keyscan`, which opens one for
+/// each kind at once, speaks only when it is spoken to, so the third would hang until its end.
 fn scanned(store: &Store) -> String {
     let port = store.machine("n1")["placement"]["ssh"]["host"]
         .as_str()
         .and_then(|host| host.rsplit(':').next().map(str::to_owned))
         .expect("a port");
-    let words = ["-T", "20", "-p", &port, &store.ip("n1")];
-    let said = run(Command::new("ssh-keyscan").args(words), b"", PATIENCE);
-    let mut keys: Vec<String> = said
-        .text()
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once(' ').map(|(_, key)| key.to_owned()))
-        .collect();
-    assert!(keys.len() < 2, "one key: {said}");
+    let address = store.ip("n1");
+    let mut keys: Vec<String> = Vec::new();
+    for kind in ["rsa", "ecdsa", "ed25519"] {
+        let words = ["-T", "60", "-t", kind, "-p", &port, &address];
+        let said = run(Command::new("ssh-keyscan").args(words), b"", PATIENCE);
+        keys.extend(
+            said.text()
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .filter_map(|line| line.split_once(' ').map(|(_, key)| key.to_owned())),
+        );
+    }
+    assert!(keys.len() < 2, "one key: {keys:?}");
     keys.pop().unwrap_or_default()
 }
 

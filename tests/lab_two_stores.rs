@@ -4,28 +4,24 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
-use forge_lab::{Ran, Steps, Store};
+use forge_lab::{Ran, Steps, Store, wait};
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Listens on the inner network for everything but the machine's own frames, for so many seconds; prints
-/// the source of each frame.
+/// Listens on the inner network for everything but the machine's own frames; prints the source of each.
 const LISTEN: &str = r#"
-import socket, sys, time
-mac, seconds = sys.argv[1], float(sys.argv[2])
+import socket, sys
+mac = sys.argv[1]
 name = next(n for _, n in socket.if_nameindex()
             if open('/sys/class/net/%s/address' % n).read().strip() == mac)
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 s.bind((name, 0))
-s.settimeout(0.5)
 print('listening', flush=True)
-end = time.time() + seconds
-while time.time() < end:
-    try:
-        frame, where = s.recvfrom(2048)
-    except TimeoutError:
-        continue
+while True:
+    frame, where = s.recvfrom(2048)
     if where[2] != 4:
         print(frame[6:12].hex(':'), flush=True)
 "#;
@@ -114,50 +110,48 @@ fn lab_two_stores_and_three_creators() {
     };
     let (loud, same, foreign) = (mac(&one, "n1"), mac(&one, "n2"), mac(&two, "n1"));
     assert_ne!(loud, foreign);
-    let (heard_here, heard_there) = thread::scope(|scope| {
-        let listen = |store: &Store, name: &str, mac: &str| {
-            store
-                .ssh_with(name, &format!("sudo python3 - {mac} 12"), LISTEN.as_bytes())
-                .ok()
-                .text()
-        };
-        let here = scope.spawn({
-            let (one, same) = (&one, &same);
-            move || listen(one, "n2", same)
-        });
-        let there = scope.spawn({
-            let (two, foreign) = (&two, &foreign);
-            move || listen(two, "n1", foreign)
-        });
-        thread::sleep(std::time::Duration::from_secs(3));
-        // To the address of the other store's machine, too, as if the segment were shared.
-        one.ssh_with(
-            "n1",
-            &format!("sudo python3 - {loud} {foreign}"),
-            SHOUT.as_bytes(),
-        )
-        .ok()
-        .text();
-        let target = two.inner_ip("n1");
-        one.ssh(
-            "n1",
-            &format!("ping -c 2 -W 1 {target} >/dev/null 2>&1; true"),
-        );
-        (
-            here.join().expect("listens"),
-            there.join().expect("listens"),
-        )
-    });
-    assert!(heard_here.contains("listening") && heard_there.contains("listening"));
-    assert!(
-        heard_here.contains(&loud),
-        "its own segment hears it: {heard_here}"
+    listen(&one, "n2", &same);
+    listen(&two, "n1", &foreign);
+    // To the address of the other store's machine, too, as if the segment were shared.
+    one.ssh_with(
+        "n1",
+        &format!("sudo python3 - {loud} {foreign}"),
+        SHOUT.as_bytes(),
+    )
+    .ok();
+    let target = two.inner_ip("n1");
+    one.ssh(
+        "n1",
+        &format!("ping -c 2 -W 1 {target} >/dev/null 2>&1; true"),
     );
-    assert_eq!(heard_there, "listening", "frames of {loud} came across");
+    wait("its own segment hears it", PATIENCE, || {
+        let heard = one.ssh("n2", "cat heard");
+        heard.contains(&loud).then_some(()).ok_or(heard)
+    });
+    assert_eq!(
+        two.ssh("n1", "cat heard"),
+        "listening",
+        "frames of {loud} came across"
+    );
 
     steps.step("one store goes, the other stays");
     assert_eq!(one.clear(), Vec::<String>::new());
     assert_eq!(two.ssh("n1", "hostname"), "n1");
+}
+
+/// A machine listens from now on, and writes what it hears to the file `heard`.
+fn listen(store: &Store, name: &str, mac: &str) {
+    store
+        .ssh_with(name, "cat > listen.py", LISTEN.as_bytes())
+        .ok();
+    store.ssh(
+        name,
+        &format!("sudo setsid python3 listen.py {mac} > heard 2>&1 < /dev/null &"),
+    );
+    wait("it listens", PATIENCE, || {
+        let heard = store.ssh(name, "cat heard");
+        heard.contains("listening").then_some(()).ok_or(heard)
+    });
 }
 
 /// Everything in a folder of sockets is closed to others. How many sockets there are.
