@@ -5,7 +5,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
@@ -32,6 +34,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long one question may take.
 const QUESTION: Duration = Duration::from_secs(3);
+
+/// How soon it is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the removal of service and image may take.
 const CLEANUP: Duration = Duration::from_secs(45);
@@ -243,25 +248,20 @@ async fn ask(
     let pairs: Vec<_> = peers.iter().zip(askers(peers.len())).collect();
     let insist = async |target: &Peer<'_>, asker: usize| {
         let asker = &peers[asker];
-        let error = loop {
-            match question(asker.guest, target.address, port, name).await {
-                Ok(()) => break None,
-                Err(error) if Instant::now() >= end || interrupt::check().is_err() => {
-                    break Some(error.line());
-                }
-                Err(error) => on_trouble(&format!(
-                    "`{}` asked `{}`: {}",
-                    asker.machine,
-                    target.machine,
-                    error.line()
-                )),
-            }
-            sleep(Duration::from_millis(300)).await;
+        let on_error = |error: &Error| {
+            on_trouble(&format!(
+                "`{}` asked `{}`: {}",
+                asker.machine,
+                target.machine,
+                error.line()
+            ));
         };
+        let ask = || question(asker.guest, target.address, port, name);
+        let error = answered(ask, end, &on_error).await.err();
         Answer {
             asker: asker.machine.to_owned(),
             target: target.machine.to_owned(),
-            error: match error {
+            error: match error.map(|error| error.line()) {
                 Some(error) => Some(match task(manager, name).await {
                     Ok(state) if !state.is_empty() => format!("{error}; the task: {state}"),
                     _ => error,
@@ -282,6 +282,39 @@ async fn ask(
         answers,
         left_behind: None,
     })
+}
+
+/// Asks until there is the right answer, again each second while the earlier questions are under way: the
+/// packet that opens a connection is lost where the port is not open yet, and comes again after 1, 3 and
+/// 7 s only (RFC 6298, section 2).
+///
+/// # Errors
+/// The last one, at `end` or when the user wished to stop.
+async fn answered<F>(
+    ask: impl Fn() -> F,
+    end: Instant,
+    on_error: &(dyn Fn(&Error) + Sync),
+) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let mut asked = FuturesUnordered::new();
+    loop {
+        // Each ends by itself, so there are never more than it takes seconds.
+        asked.push(ask());
+        let next = sleep(AGAIN);
+        tokio::pin!(next);
+        loop {
+            tokio::select! {
+                Some(answer) = asked.next() => match answer {
+                    Ok(()) => return Ok(()),
+                    Err(error) if Instant::now() >= end || interrupt::check().is_err() => return Err(error),
+                    Err(error) => on_error(&error),
+                },
+                () = &mut next => break,
+            }
+        }
+    }
 }
 
 /// The id of the image that was imported: the last thing that the engine says of it.
@@ -394,8 +427,14 @@ pub async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
 
 /// What the engine lists at `path` with the probe's label: their ids, under `key`.
 async fn labelled(guest: &dyn Guest, path: &str, key: &str) -> Result<Vec<String>> {
-    let filters = api::query(&json!({"label": [LABEL]}).to_string());
-    let list = Request::get(format!("{path}?filters={filters}"))
+    listed(guest, path, &json!({"label": [LABEL]}), key).await
+}
+
+/// What the engine lists at `path` and the filters let through: their ids, under `key`.
+async fn listed(guest: &dyn Guest, path: &str, filters: &Value, key: &str) -> Result<Vec<String>> {
+    let joint = if path.contains('?') { '&' } else { '?' };
+    let filters = api::query(&filters.to_string());
+    let list = Request::get(format!("{path}{joint}filters={filters}"))
         .ask(guest)
         .await?;
     Ok(list
@@ -421,14 +460,20 @@ async fn remove_services(manager: &dyn Guest) -> Result<()> {
     Ok(())
 }
 
-/// Removes the images, as soon as the engine has removed the containers made from them.
+/// Removes the images, and the containers made from them. The service is gone by then, so nothing starts
+/// anew; the swarm's own removal of a container begins with a pause of 2 s (moby,
+/// daemon/cluster/executor/container, defaultGossipConvergeDelay) and finds it gone.
 async fn remove_images(guest: &dyn Guest) -> Result<()> {
     let end = Instant::now() + CLEANUP;
     // Goes on when the user wished to stop: it is what stopping waits for.
     loop {
         let removing = async {
-            for id in labelled(guest, "/images/json", "Id").await? {
-                delete(guest, format!("/images/{id}?force=true")).await?;
+            for image in labelled(guest, "/images/json", "Id").await? {
+                let made = json!({"ancestor": [image]});
+                for container in listed(guest, "/containers/json?all=true", &made, "Id").await? {
+                    delete(guest, format!("/containers/{container}?force=true")).await?;
+                }
+                delete(guest, format!("/images/{image}?force=true")).await?;
             }
             Ok::<_, Error>(())
         };
