@@ -15,6 +15,13 @@ forge_install() {
   own=$ssh/forge_own_ed25519_key
   key=$ssh/ssh_host_ed25519_key
   first=$ssh/forge_first_key
+  # Where cloud-init read the seed, it ends first: its last stages read what is removed here, and count as
+  # failed without it. result.json is its last word (cloudinit.readthedocs.io, reference/cli, status).
+  waited=0
+  while [ -z "$root" ] && [ -e /run/cloud-init/status.json ] && [ ! -e /run/cloud-init/result.json ] && [ "$waited" -lt 120 ]; do
+    sleep 1
+    waited=$((waited + 1))
+  done
   # Before anything is removed: no later boot may run cloud-init again, which would bring the first key back.
   if [ -d "$root/etc/cloud" ] && [ ! -e "$root/etc/cloud/cloud-init.disabled" ]; then
     : >"$root/etc/cloud/cloud-init.disabled"
