@@ -21,6 +21,8 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::process::Command;
 
+mod swarm;
+
 use super::Record;
 use super::access::{Access, Connection, Door};
 use crate::http::Stream;
@@ -36,12 +38,16 @@ const ANSWER: &[u8] =
     b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"Version\":\"0.0.0\",\"ApiVersion\":\"1.41\"}\n";
 /// Programs that must not reach this host: who may become root here is not asked, and what other
 /// programs wrote is not waited for.
-const STAND_INS: [(&str, &str); 2] = [
+const STAND_INS: [(&str, &str); 3] = [
     (
         "sudo",
         "#!/bin/sh\n[ \"$1\" != -n ] || shift\nexec \"$@\"\n",
     ),
     ("sync", "#!/bin/sh\n"),
+    (
+        "docker",
+        "#!/bin/sh\necho \"docker $*: there is no engine here\" >&2\nexit 1\n",
+    ),
 ];
 
 /// The way to machines of the provider made of folders.
@@ -247,10 +253,10 @@ impl FakeGuest {
 #[async_trait]
 impl Guest for FakeGuest {
     async fn dial(&self, to: &Dial, _: Duration) -> Result<Box<dyn Stream>> {
-        Err(Error::new(
-            Kind::Unavailable,
-            format!("{to:?} is not reached through a folder"),
-        ))
+        Ok(match to {
+            Dial::Engine => Box::new(swarm::engine(&self.provider, &self.root)),
+            Dial::Tcp(at) => Box::new(swarm::published(&self.provider, *at)?),
+        })
     }
 
     async fn exec(&self, command: &str, input: &[u8], deadline: Duration) -> Result<ExecOutput> {

@@ -1,0 +1,205 @@
+//! A kill at any moment on the way to a cluster, or on its way out, leaves a store that loads, and the same
+//! command finishes the job: one swarm, no second machine, nothing left.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::Lab;
+use common::points::{ABORTED, aborted, each, points};
+use serde_json::Value;
+
+const UP: &str = "cluster up --managers 1 --workers 2 --zones 2 --json";
+const DOWN: &str = "cluster down -y";
+const MACHINES: [&str; 3] = ["default-m1", "default-w1", "default-w2"];
+
+/// The folders of the machines' files.
+fn roots(lab: &Lab) -> Vec<PathBuf> {
+    let vms = lab.provider.vms().expect("the provider");
+    vms.iter()
+        .map(|vm| lab.provider.folder(vm.claim).join("root"))
+        .collect()
+}
+
+/// Every command that looks can look; what it finds may be anything but damaged.
+fn loads(lab: &Lab, at: &str) {
+    lab.forge("ls").ok();
+    lab.forge("cluster ls").ok();
+    for name in ["cluster status", "cluster status --json"] {
+        let status = lab.forge(name).run();
+        assert!(status.code <= 1, "{at}: {}", status.stderr);
+        assert!(
+            !status.stderr.contains("damaged"),
+            "{at}: {}",
+            status.stderr
+        );
+    }
+    let listed = lab.forge("ls -q").ok().stdout;
+    for vm in lab.provider.vms().expect("the provider") {
+        assert!(
+            listed.lines().any(|name| name == vm.name),
+            "{at}: `{}` is not listed",
+            vm.name
+        );
+    }
+}
+
+/// One swarm of three, founded once, of machines that were made once; nothing is left of the probe.
+fn whole(lab: &Lab, at: &str) {
+    assert_eq!(lab.provider.creates().len(), 3, "{at}: machines were made");
+    let founded: usize = roots(lab)
+        .iter()
+        .filter_map(|root| fs::read_to_string(root.join("etc/docker/founded")).ok())
+        .map(|text| text.lines().count())
+        .sum();
+    assert_eq!(founded, 1, "{at}: swarms were founded");
+    let status = lab.forge("cluster status --json").ok().json();
+    let nodes = status["nodes"].as_array().expect("nodes");
+    let zones: Vec<[&Value; 3]> = nodes
+        .iter()
+        .map(|node| [&node["name"], &node["zone"], &node["health"]])
+        .collect();
+    assert_eq!(zones.len(), 3, "{at}: {status}");
+    assert!(
+        nodes.iter().all(|node| node["health"] == "ready"),
+        "{at}: {status}"
+    );
+    let set = roots(lab)
+        .iter()
+        .filter(|root| root.join("etc/docker/node.json").exists())
+        .count();
+    assert_eq!(set, 3, "{at}: every node has its zone");
+    let left: Vec<PathBuf> = roots(lab)
+        .iter()
+        .map(|root| root.join("etc/docker/images"))
+        .chain([lab.provider.root().join("services")])
+        .filter(|folder| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()))
+        .collect();
+    assert!(left.is_empty(), "{at}: the probe left {left:?}");
+    let again = lab.forge(UP).ok().summary();
+    assert_eq!(again["changed"], 0, "{at}: {again}");
+}
+
+/// Nothing is left of the cluster, at the provider or in the store.
+fn nothing(lab: &Lab, at: &str) {
+    assert!(
+        lab.provider.vms().expect("the provider").is_empty(),
+        "{at}: a machine is left"
+    );
+    assert!(
+        lab.provider.networks().expect("the provider").is_empty(),
+        "{at}: a network is left"
+    );
+    // A kill right behind the removal of a record leaves an empty folder, which counts as none.
+    for folder in ["machines", "clusters"] {
+        let left: Vec<PathBuf> = common::files(&lab.home.join(folder)).into_keys().collect();
+        assert!(left.is_empty(), "{at}: {left:?} left");
+    }
+    lab.forge("ls -q").says(0, "", "");
+    lab.forge("cluster ls -q").says(0, "", "");
+}
+
+/// Which points are tried: all that concern the cluster, and every third of the machines', which are tried
+/// one by one where a single machine is made.
+fn tried(names: &[String]) -> Vec<usize> {
+    (1..=names.len())
+        .filter(|number| names[number - 1].contains("cluster.json") || number % 3 == 0)
+        .collect()
+}
+
+#[test]
+fn cluster_up_goes_on_from_every_point() {
+    let names = points(&Lab::new(), UP);
+    assert!(
+        names
+            .iter()
+            .filter(|name| name.contains("saving cluster.json"))
+            .count()
+            >= 8,
+        "before and after: the intent, the founder, the id, the end: {names:?}"
+    );
+    let tried = tried(&names);
+    each(tried.len(), |index| {
+        let number = tried[index - 1];
+        let lab = Lab::new();
+        // Machines are made at the same time, so what lies at a number differs from run to run.
+        let at = format!("`{UP}` aborted at {number}, about {}", names[number - 1]);
+        assert_eq!(aborted(&lab, UP, number).code, ABORTED, "{at}");
+        loads(&lab, &at);
+        let again = lab.forge(UP).run();
+        assert_eq!(again.code, 0, "{at}: not gone on with\n{}", again.stderr);
+        whole(&lab, &at);
+    });
+}
+
+#[test]
+fn cluster_down_goes_on_from_every_point() {
+    let up = || {
+        let lab = Lab::new();
+        lab.forge(UP).ok();
+        lab
+    };
+    let names = points(&up(), DOWN);
+    assert!(names.len() > 60, "{names:?}");
+    let tried = tried(&names);
+    each(tried.len(), |index| {
+        let number = tried[index - 1];
+        let lab = up();
+        let at = format!("`{DOWN}` aborted at {number}, about {}", names[number - 1]);
+        assert_eq!(aborted(&lab, DOWN, number).code, ABORTED, "{at}");
+        loads(&lab, &at);
+        let gone = !lab.home.join("clusters/default/cluster.json").exists();
+        let again = lab.forge(DOWN).run();
+        assert_eq!(
+            again.code,
+            i32::from(gone),
+            "{at}: not gone on with\n{}",
+            again.stderr
+        );
+        nothing(&lab, &at);
+    });
+}
+
+#[test]
+fn a_removal_that_has_begun_is_not_turned_round() {
+    let lab = Lab::new();
+    lab.forge(UP).ok();
+    let names = points(
+        &{
+            let lab = Lab::new();
+            lab.forge(UP).ok();
+            lab
+        },
+        DOWN,
+    );
+    let at = 1 + names
+        .iter()
+        .position(|name| name == "before driver.destroy")
+        .expect("a point");
+    assert_eq!(aborted(&lab, DOWN, at).code, ABORTED);
+    let up = lab.forge(UP).run();
+    assert_eq!(up.code, 1, "{}", up.stdout);
+    assert!(up.stderr.contains("removal"), "{}", up.stderr);
+    lab.forge(DOWN).ok();
+    nothing(&lab, "after all");
+}
+
+#[test]
+fn two_at_the_same_time_make_one_swarm() {
+    let lab = Lab::new();
+    let both = [lab.forge(UP).start(), lab.forge(UP).start()];
+    let ended = both.map(|running| running.wait(&lab));
+    for ended in &ended {
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+    }
+    let ids: Vec<Value> = ended
+        .iter()
+        .map(|ended| ended.summary()["cluster_id"].clone())
+        .collect();
+    assert_eq!(ids[0], ids[1]);
+    whole(&lab, "two at once");
+    for name in MACHINES {
+        assert_eq!(lab.record(name)["stage"], "ready");
+    }
+}
