@@ -39,7 +39,7 @@ const QUESTION: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the removal of service and image may take.
-const CLEANUP: Duration = Duration::from_secs(45);
+const CLEANUP: Duration = Duration::from_secs(90);
 
 /// A member of the swarm that can be asked to ask.
 #[derive(Clone, Copy)]
@@ -427,14 +427,8 @@ pub async fn remove(manager: &dyn Guest, host: &dyn Guest) -> Result<()> {
 
 /// What the engine lists at `path` with the probe's label: their ids, under `key`.
 async fn labelled(guest: &dyn Guest, path: &str, key: &str) -> Result<Vec<String>> {
-    listed(guest, path, &json!({"label": [LABEL]}), key).await
-}
-
-/// What the engine lists at `path` and the filters let through: their ids, under `key`.
-async fn listed(guest: &dyn Guest, path: &str, filters: &Value, key: &str) -> Result<Vec<String>> {
-    let joint = if path.contains('?') { '&' } else { '?' };
-    let filters = api::query(&filters.to_string());
-    let list = Request::get(format!("{path}{joint}filters={filters}"))
+    let filters = api::query(&json!({"label": [LABEL]}).to_string());
+    let list = Request::get(format!("{path}?filters={filters}"))
         .ask(guest)
         .await?;
     Ok(list
@@ -460,19 +454,14 @@ async fn remove_services(manager: &dyn Guest) -> Result<()> {
     Ok(())
 }
 
-/// Removes the images, and the containers made from them. The service is gone by then, so nothing starts
-/// anew; the swarm's own removal of a container begins with a pause of 2 s (moby,
-/// daemon/cluster/executor/container, defaultGossipConvergeDelay) and finds it gone.
+/// Removes the images, as soon as the swarm has removed the containers made from them. Theirs is left to it:
+/// a removal that meets the engine's own can hang.
 async fn remove_images(guest: &dyn Guest) -> Result<()> {
     let end = Instant::now() + CLEANUP;
     // Goes on when the user wished to stop: it is what stopping waits for.
     loop {
         let removing = async {
             for image in labelled(guest, "/images/json", "Id").await? {
-                let made = json!({"ancestor": [image]});
-                for container in listed(guest, "/containers/json?all=true", &made, "Id").await? {
-                    delete(guest, format!("/containers/{container}?force=true")).await?;
-                }
                 delete(guest, format!("/images/{image}?force=true")).await?;
             }
             Ok::<_, Error>(())

@@ -19,8 +19,11 @@ use crate::store::write_file;
 
 /// A certificate that expires within this many days is made anew.
 const RENEW_DAYS: i64 = 30;
-/// The engine answers over TLS within this time once its playbook is done.
-const ENGINE_WAIT: Duration = Duration::from_secs(60);
+/// The engine answers over TLS within this time once its playbook is done, or its machine has booted: a
+/// manager that lost its power looks for the others first.
+const ENGINE_WAIT: Duration = Duration::from_secs(180);
+/// One attempt: a connection may have come to an engine that was on its way down or not yet up.
+const ENGINE_ATTEMPT: Duration = Duration::from_secs(20);
 
 /// What provisioning came to.
 pub struct Provisioned {
@@ -106,11 +109,11 @@ pub async fn prove(
     let deadline = Instant::now() + ENGINE_WAIT.min(forge.patience);
     let mut said = String::new();
     loop {
-        let left = deadline
+        let within = deadline
             .saturating_duration_since(Instant::now())
-            .max(Duration::from_secs(1));
-        let answer = match access.engine(record, left).await {
-            Ok(stream) => engine::version(stream, &name, authority, left).await,
+            .clamp(Duration::from_secs(1), ENGINE_ATTEMPT);
+        let answer = match access.engine(record, within).await {
+            Ok(stream) => engine::version(stream, &name, authority, within).await,
             Err(error) => Err(error),
         };
         match answer {
