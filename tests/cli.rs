@@ -45,6 +45,11 @@ fn every_command_has_help_on_standard_output() {
         let help = lab.forge(&format!("{command} --help")).ok();
         assert_eq!(help.stderr, "", "{command}");
         assert!(
+            help.stdout.contains("Exit codes: 0 done, 1 failed"),
+            "{command}: {}",
+            help.stdout
+        );
+        assert!(
             help.stdout.contains(&format!("Usage: forge {command}")),
             "{command}: {}",
             help.stdout
@@ -138,6 +143,17 @@ fn words_that_make_no_sense_end_with_2_and_touch_nothing() {
     ] {
         lab.forge(words).says(2, "", stderr);
     }
+    let many = lab
+        .forge("cluster up --driver qemu --managers 255 --dry-run")
+        .run()
+        .code(2);
+    assert!(
+        many.stderr.starts_with(
+            "error: 255 machines do not fit into the network 10.133.7.0/24, which has room for 253"
+        ),
+        "{}",
+        many.stderr
+    );
     assert!(!lab.home.exists(), "no store was made");
 }
 
@@ -182,6 +198,22 @@ fn without_a_store_there_are_no_machines_and_none_is_made() {
     lab.forge("cluster ls --json").says(0, "[]\n", "");
     lab.forge("image ls --json").says(0, "[]\n", "");
     lab.forge("rm -f n1").says(0, "", "");
+    lab.forge("cluster down -f").says(0, "", "");
+    for (words, shown) in [
+        ("create -p 0 n1", "`0`"),
+        ("create -p 70000 n1", "`70000`"),
+        ("create -p 80:80:80 n1", "`80:80:80`"),
+        ("create -p 53/udp n1", "`53/udp`"),
+        ("publish n1 0", "`0`"),
+        ("cluster publish default http", "`http`"),
+    ] {
+        let hint = "hint: write PORT, or HOSTPORT:PORT; ports are 1 to 65535\n";
+        let text = format!("error: {shown} is not a port to publish\n{hint}");
+        lab.forge(words).says(2, "", &text);
+    }
+    for words in ["image build --name A", "image build --mirror banana"] {
+        lab.forge(words).run().code(2);
+    }
     assert!(!lab.home.exists(), "no store was made");
 }
 

@@ -8,28 +8,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{FORGE, Lab, Running};
+use common::{FORGE, Lab, Running, until};
 use forge_driver::fake::Knob;
-
-const DEADLINE: Duration = Duration::from_secs(25);
-
-fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !reached() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// What all commands have logged so far.
-fn logged(lab: &Lab) -> String {
-    common::files(&lab.home.join("logs"))
-        .values()
-        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        .collect()
-}
 
 /// The names of the machines that the provider has.
 fn made(lab: &Lab) -> Vec<String> {
@@ -362,7 +344,7 @@ fn ctrl_c_while_waiting_for_ssh() {
     interrupted(
         "create n1",
         Knob::SilentSsh,
-        |lab| logged(lab).contains("no SSH server answers yet"),
+        |lab| lab.logged().contains("no SSH server answers yet"),
         false,
     );
 }
@@ -372,13 +354,13 @@ fn ctrl_c_at_the_first_contact() {
     interrupted(
         "create n1",
         Knob::HiddenHostKey,
-        |lab| logged(lab).contains("no host key was shown"),
+        |lab| lab.logged().contains("no host key was shown"),
         false,
     );
     interrupted(
         "create n1",
         Knob::HangingCommands,
-        |lab| logged(lab).contains("first contact"),
+        |lab| lab.logged().contains("first contact"),
         true,
     );
 }
@@ -388,7 +370,7 @@ fn ctrl_c_while_waiting_for_the_engine() {
     interrupted(
         "create n1",
         Knob::SilentEngine,
-        |lab| logged(lab).contains("does not accept connections"),
+        |lab| lab.logged().contains("does not accept connections"),
         false,
     );
 }
@@ -422,7 +404,7 @@ fn ctrl_c_while_waiting_for_a_lock() {
     });
     let second = lab.forge("create n1").start();
     until("the second one waits", || {
-        logged(&lab).contains("waiting for machine `n1`")
+        lab.logged().contains("waiting for machine `n1`")
     });
     let pid = first.child.id();
     second.interrupt();
@@ -435,7 +417,7 @@ fn ctrl_c_while_waiting_for_a_lock() {
         ended.stderr
     );
     assert!(
-        logged(&lab).contains(&format!("pid {pid} (")),
+        lab.logged().contains(&format!("pid {pid} (")),
         "the holder is named"
     );
     lab.turn(Knob::HoldCreate, false);
@@ -531,7 +513,7 @@ fn keys_are_in_their_files_and_nowhere_else() {
     }
     // Three machines with SSH key, server key and a copy of the client's; the client's own and the CA's.
     assert_eq!(keys.len(), 3 * 3 + 2);
-    let logs = logged(&lab);
+    let logs = lab.logged();
     assert!(
         logs.contains("provisioning") && said.contains("n1"),
         "something was said and logged"

@@ -5,9 +5,11 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use common::Lab;
 use common::points::{ABORTED, aborted, each, points};
+use common::{Lab, until};
+use forge_driver::fake::Knob;
 use serde_json::Value;
 
 const UP: &str = "cluster up --managers 1 --workers 2 --zones 2 --json";
@@ -183,6 +185,62 @@ fn a_removal_that_has_begun_is_not_turned_round() {
     assert!(up.stderr.contains("removal"), "{}", up.stderr);
     lab.forge(DOWN).ok();
     nothing(&lab, "after all");
+}
+
+#[test]
+fn ctrl_c_on_the_way_to_a_cluster_is_gone_on_with() {
+    let stages: [(Knob, &str); 4] = [
+        (Knob::HoldCreate, "starting the virtual machine"),
+        (Knob::SilentSsh, "no SSH server answers yet"),
+        (Knob::HiddenHostKey, "no host key was shown"),
+        (Knob::SilentEngine, "does not accept connections"),
+    ];
+    for (knob, reached) in stages {
+        let lab = Lab::new();
+        lab.turn(knob, true);
+        let running = lab.forge(UP).start();
+        until(reached, || lab.logged().contains(reached));
+        running.interrupt();
+        // What the provider does is let finish.
+        std::thread::sleep(Duration::from_millis(200));
+        lab.turn(knob, false);
+        let ended = running.wait(&lab).code(130);
+        assert!(
+            ended
+                .stderr
+                .contains("interrupted; everything done so far is saved"),
+            "{knob:?}: {}",
+            ended.stderr
+        );
+        let at = format!("interrupted at {knob:?}");
+        loads(&lab, &at);
+        lab.forge(UP).ok();
+        whole(&lab, &at);
+    }
+}
+
+#[test]
+fn a_port_is_published_on_all_machines_or_on_none() {
+    let lab = Lab::new();
+    lab.forge(UP).ok();
+    lab.forge("publish default-w2 18081:19000").ok();
+    let published = || MACHINES.map(|name| lab.record(name)["published"].clone());
+    let before = published();
+    let taken = lab.forge("cluster publish default 18080 18081").run();
+    assert_eq!(taken.code, 1, "{}", taken.stdout);
+    assert!(
+        taken.stderr.contains("is taken by machine `default-w2`"),
+        "{}",
+        taken.stderr
+    );
+    assert_eq!(published(), before, "nothing was changed");
+    lab.forge("cluster publish default 18080").ok();
+    let shown = lab.forge("cluster publish default").ok().stdout;
+    for name in MACHINES {
+        assert!(shown.contains(&format!("{name} 18080 -> ")), "{shown}");
+    }
+    lab.forge("cluster publish default --remove 18080").ok();
+    assert_eq!(published(), before);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::{ArgMatches, Args};
 use forge::machine::create::{self, Wish};
-use forge::machine::{Forge, Record, Stage, record};
+use forge::machine::{Forge, Record, Stage, publish, record};
 use forge::registry;
 use forge::store::lock::acquire_machines;
 use forge::tasks;
@@ -55,6 +55,11 @@ pub struct Chosen {
 }
 
 impl Choice {
+    /// Whether a driver was asked for.
+    pub fn names_a_driver(&self) -> bool {
+        self.driver.is_some()
+    }
+
     /// Finds the driver and resolves its options.
     ///
     /// # Errors
@@ -96,6 +101,7 @@ impl Create {
             self.names.clone()
         };
         check_names(&names)?;
+        publish::check(&self.publish)?;
         let chosen = self.choice.resolve(matches)?;
         let (forge, drawing) = session.worker("create")?;
         let done = create_all(&forge, &chosen, &names, &self.publish).await;

@@ -8,6 +8,7 @@ use forge::machine::{Forge, Record};
 use forge::store::lock::{Guarded, acquire};
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::table::table;
 use super::{Outcome, Session, report};
@@ -58,12 +59,13 @@ pub struct Build {
 
 impl Build {
     async fn run(self, session: &Session) -> Result<Outcome> {
-        let (forge, drawing) = session.worker("image-build")?;
         let options = BuildOptions {
             name: self.name,
             mirror: self.mirror,
             ..BuildOptions::default()
         };
+        options.check()?;
+        let (forge, drawing) = session.worker("image-build")?;
         let done = build(&forge, &options, self.again).await;
         drawing.finish(forge).await;
         let (image, changed) = done?;
@@ -205,7 +207,11 @@ impl Verify {
         let images = forge.images();
         let image = images.find(&self.name)?;
         images.verify(&image)?;
-        println!("{} is whole", image.id);
+        if session.json() {
+            println!("{}", json!({"image": image.id, "whole": true}));
+        } else {
+            println!("{} is whole", image.id);
+        }
         Ok(Outcome::Done)
     }
 }
@@ -231,6 +237,12 @@ impl Rm {
         let done = remove(&forge, &self.names).await;
         drawing.finish(forge).await;
         done?;
+        if session.json() {
+            println!(
+                "{}",
+                json!({"event": "summary", "changed": self.names.len()})
+            );
+        }
         Ok(Outcome::Done)
     }
 }
@@ -294,7 +306,11 @@ async fn build(forge: &Forge, options: &BuildOptions, again: bool) -> Result<(Ba
             Err(error) => return Err(error),
         }
     }
-    forge.events.step("building the base image", "", None).await;
+    let end = Instant::now() + options.deadline;
+    forge
+        .events
+        .step("building the base image", "its packages", Some(end))
+        .await;
     let events = forge.events.clone();
     let image = images
         .build(options, &move |progress| events.progress(&shown(&progress)))

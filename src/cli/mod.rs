@@ -23,7 +23,7 @@ mod where_is;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use forge::event::Events;
@@ -43,8 +43,7 @@ use render::{Drawing, Style};
     propagate_version = false,
     subcommand_required = true,
     arg_required_else_help = true,
-    disable_help_subcommand = false,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched, 130 interrupted; `forge ssh` ends with the code of the remote command."
+    disable_help_subcommand = false
 )]
 struct Cli {
     #[command(flatten)]
@@ -52,6 +51,9 @@ struct Cli {
     #[command(subcommand)]
     command: Commands,
 }
+
+/// In the help of every command.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched, 130 interrupted; `forge ssh` ends with the code of the remote command.";
 
 /// What every command understands.
 #[derive(Args, Clone)]
@@ -190,11 +192,17 @@ fn command(words: &[std::ffi::OsString]) -> Command {
             command.mut_arg(id, |argument| argument.hide(!show))
         })
     };
-    Cli::command()
+    let command = Cli::command()
         .mut_subcommand("create", with_options)
         .mut_subcommand("cluster", |cluster| {
             cluster.mut_subcommand("up", with_options)
-        })
+        });
+    with_codes(command)
+}
+
+/// The exit codes stand in the help of every command.
+fn with_codes(command: Command) -> Command {
+    command.after_help(EXIT_CODES).mut_subcommands(with_codes)
 }
 
 /// The driver that the words or the environment name; the parser proper judges it later.
@@ -381,11 +389,17 @@ fn watch_signals() {
         else {
             return;
         };
+        let mut first: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = term.recv() => {}
             }
+            // `timeout` signals its child, and then the group that the child is in: one wish, said twice.
+            if first.is_some_and(|first| first.elapsed() < Duration::from_millis(500)) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
             if interrupt::request() {
                 std::process::exit(130);
             }

@@ -33,6 +33,7 @@ impl Publish {
             show(session, &[(self.name, record.published)]);
             return Ok(Outcome::Done);
         }
+        check(&self.ports, self.remove)?;
         // Without a store there are no machines, and none is made.
         session.reader()?;
         let (forge, drawing) = session.worker("publish")?;
@@ -43,16 +44,7 @@ impl Publish {
     }
 }
 
-/// Publishes ports of one machine, or takes them back.
-///
-/// # Errors
-/// When a port is no port, or is taken.
-pub async fn change(
-    forge: &Forge,
-    name: &str,
-    ports: &[String],
-    remove: bool,
-) -> Result<Vec<Forward>> {
+async fn change(forge: &Forge, name: &str, ports: &[String], remove: bool) -> Result<Vec<Forward>> {
     let _locks = acquire_machines(
         &forge.store,
         &[name.to_owned()],
@@ -61,23 +53,52 @@ pub async fn change(
     )
     .await?;
     let record = Record::load(&forge.store, name)?;
-    if !remove {
-        return publish::publish(forge, &record, ports)
-            .await
-            .map(|(_, shown)| shown);
+    change_one(forge, &record, ports, remove)
+        .await
+        .map(|(_, shown)| shown)
+}
+
+/// Refuses words that are no ports, before anything is touched.
+///
+/// # Errors
+/// [`Kind::Usage`] with the first of them.
+pub fn check(ports: &[String], remove: bool) -> Result<()> {
+    if remove {
+        numbers(ports).map(drop)
+    } else {
+        publish::check(ports)
     }
-    let mut numbers = Vec::new();
-    for port in ports {
-        numbers.push(port.parse::<u16>().map_err(|_| {
+}
+
+/// Publishes ports of one machine, or takes them back. The record as it is now, and what is to be shown.
+/// The caller holds the machine's lock.
+///
+/// # Errors
+/// When a port is no port, or is taken: nothing is changed then.
+pub async fn change_one(
+    forge: &Forge,
+    record: &Record,
+    ports: &[String],
+    remove: bool,
+) -> Result<(Record, Vec<Forward>)> {
+    if !remove {
+        return publish::publish(forge, record, ports).await;
+    }
+    let record = publish::withdraw(forge, record, &numbers(ports)?).await?;
+    let shown = record.published.clone();
+    Ok((record, shown))
+}
+
+fn numbers(ports: &[String]) -> Result<Vec<u16>> {
+    let number = |port: &String| {
+        port.parse::<u16>().map_err(|_| {
             Error::new(
                 Kind::Usage,
                 format!("`{port}` is not a port of the machine"),
             )
-        })?);
-    }
-    publish::withdraw(forge, &record, &numbers)
-        .await
-        .map(|record| record.published)
+        })
+    };
+    ports.iter().map(number).collect()
 }
 
 /// Prints `MACHINE PORT -> ADDRESS` lines, or JSON.

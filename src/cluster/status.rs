@@ -3,6 +3,8 @@
 use forge_driver::{Result, State};
 use serde::Serialize;
 
+use tokio::time::Instant;
+
 use super::forming::Probed;
 use super::look::{Seen, look, place_of};
 use super::node::{Availability, Health, Manager, Membership, consensus};
@@ -73,6 +75,13 @@ impl Status {
 /// When there is no such cluster or it cannot be read; that it is broken is an answer.
 pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<Status> {
     let record = ClusterRecord::load(&forge.store, name)?;
+    // What the probe makes and removes is nobody else's business meanwhile.
+    let guarded = Guarded::Cluster(name.to_string());
+    let _lock = if probing {
+        Some(acquire(&forge.store, &guarded, forge.patience, &forge.events).await?)
+    } else {
+        None
+    };
     let seen = look(forge, name, Some(&record)).await?;
     let mut status = status_of(&record, &seen);
     if probing
@@ -94,15 +103,18 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
                 })
             })
             .collect();
-        let _lock = acquire(
-            &forge.store,
-            &Guarded::Cluster(name.to_string()),
-            forge.patience,
-            &forge.events,
-        )
-        .await?;
+        forge
+            .events
+            .step(
+                "probing published ports",
+                "an answer from every node",
+                Some(Instant::now() + forge.patience),
+            )
+            .await;
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("probing: {why}"));
         let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
-        match probe::probe(&*manager.guest, &peers, forge.patience, &|_| {}).await {
+        match probe::probe(&*manager.guest, &peers, forge.patience, &on_trouble).await {
             Ok(done) => {
                 if let Err(error) = done.judge() {
                     status.trouble.push(error.line());

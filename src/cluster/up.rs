@@ -107,8 +107,27 @@ pub fn first_plan(request: &Request) -> Result<Plan> {
     plan(&request.spec, &observed, pool_for(request, None)?)
 }
 
+/// Refuses more machines than the network between them has addresses for: the first and the last one, and
+/// the one that people give to routers, are none.
+fn check_room(request: &Request) -> Result<()> {
+    let wished = u64::from(request.spec.managers) + u64::from(request.spec.workers);
+    let Some(network) = request.network else {
+        return Ok(());
+    };
+    let room = (1_u64 << (32 - network.prefix_len())).saturating_sub(3);
+    if wished <= room {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Usage,
+        format!("{wished} machines do not fit into the network {network}, which has room for {room}"),
+    )
+    .hint("ask for fewer machines, or choose a larger range; the driver's options are in `forge cluster up --driver NAME --help`"))
+}
+
 /// Where overlay networks are taken from: as recorded, as wished, or the first free range.
 fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net> {
+    check_room(request)?;
     if let Some(record) = record {
         return match request.spec.address_pool {
             Some(wished) if wished != record.pool => Err(Error::new(

@@ -151,6 +151,16 @@ impl Default for BuildOptions {
     }
 }
 
+impl BuildOptions {
+    /// Refuses what cannot be built, before anything is touched.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]
+    pub fn check(&self) -> Result<()> {
+        check_options(self)
+    }
+}
+
 impl Images {
     /// Builds an image and puts it into the store. The caller holds the lock of images, which the tools
     /// inherit: when forge is killed, a successor waits until they are gone, then removes what they left.
@@ -333,14 +343,14 @@ fn check_options(options: &BuildOptions) -> Result<()> {
     let gibibytes = options.size >> 30;
     if !(4..=16_384).contains(&gibibytes) || !options.size.is_multiple_of(1 << 20) {
         return Err(Error::new(
-            Kind::Invalid,
+            Kind::Usage,
             format!("a disk of {} bytes is out of range", options.size),
         )
         .hint("give whole mebibytes, from 4 GiB to 16 TiB"));
     }
     if options.suite.is_empty() || !options.suite.bytes().all(|byte| byte.is_ascii_lowercase()) {
         return Err(Error::new(
-            Kind::Invalid,
+            Kind::Usage,
             format!("`{}` is not a suite of Debian", options.suite),
         ));
     }
@@ -354,11 +364,11 @@ fn check_options(options: &BuildOptions) -> Result<()> {
                 && !rest.contains(['@', '[', ']'])
         });
         if !plain {
-            return Err(Error::new(
-                Kind::Invalid,
-                "the mirror is not an address that can be used",
-            )
-            .hint("give `http://HOST/debian` or `https://HOST/debian`, without a user name"));
+            return Err(
+                Error::new(Kind::Usage, "the mirror is not an address that can be used").hint(
+                    "give `http://HOST/debian` or `https://HOST/debian`, without a user name",
+                ),
+            );
         }
     }
     Ok(())
@@ -516,7 +526,7 @@ mod tests {
             },
         ] {
             let error = check_options(&bad).expect_err("bad");
-            assert_eq!(error.kind(), Kind::Invalid);
+            assert_eq!(error.kind(), Kind::Usage);
             assert!(!error.line().contains("word@"), "{}", error.line());
         }
     }

@@ -287,11 +287,10 @@ fn check_name(name: &str) -> Result<()> {
     if fits {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::Invalid,
-        format!("`{name}` is not a name for an image"),
+    Err(
+        Error::new(Kind::Usage, format!("`{name}` is not a name for an image"))
+            .hint("lower-case letters, digits, `-` and `.`, at most 64, a letter or digit first"),
     )
-    .hint("lower-case letters, digits, `-` and `.`, at most 64, a letter or digit first"))
 }
 
 #[cfg(test)]

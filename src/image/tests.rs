@@ -119,6 +119,6 @@ fn work_that_is_not_complete_is_no_image() {
 fn names_are_words() {
     check_name("debian-12.1").expect("a word");
     for name in ["", ".x", "-x", "a/b", "A", "ä", &"x".repeat(65)] {
-        assert_eq!(check_name(name).expect_err(name).kind(), Kind::Invalid);
+        assert_eq!(check_name(name).expect_err(name).kind(), Kind::Usage);
     }
 }

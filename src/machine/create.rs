@@ -28,7 +28,7 @@ use crate::remote::ssh::{self, Phase, failed_phase};
 use crate::remote::{KeyPair, generate_key};
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire};
-use crate::store::{addresses, write_file};
+use crate::store::{self, addresses, write_file};
 
 /// The user that forge makes on its machines.
 const USER: &str = "forge";
@@ -72,6 +72,15 @@ pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
     if let Some(found) = Record::find(&forge.store, &wish.name)? {
         return same(found, wish);
     }
+    let claimed = claim_new(forge, wish).await;
+    if claimed.is_err() {
+        // Keys without a record are nobody's. The first error is the one to report.
+        let _ = store::forget(&forge.store.machine_dir(&wish.name), "machine.json");
+    }
+    claimed
+}
+
+async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
     let driver = registry::open(wish.driver, &wish.config, &forge.store, &forge.events)?;
     let folder = forge.store.machine_dir(&wish.name);
     atomic::private_folder(&folder)?;

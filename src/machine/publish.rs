@@ -8,6 +8,28 @@ use super::{Forge, Record, record};
 use crate::store::addresses::{self, ENGINE_PORT, Placement, SSH_PORT, Taken};
 use crate::store::lock::{Guarded, acquire};
 
+/// Refuses words that no machine can publish, before anything is touched.
+///
+/// # Errors
+/// [`Kind::Usage`] with the first of them.
+pub fn check(words: &[String]) -> Result<()> {
+    words
+        .iter()
+        .try_for_each(|words| reachable(addresses::ports(words)?.1))
+}
+
+/// Refuses the ports that every machine is reached at anyway.
+fn reachable(guest: u16) -> Result<()> {
+    if [SSH_PORT, ENGINE_PORT].contains(&guest) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("port {guest} of every machine is reachable already"),
+        )
+        .hint("`forge ip` and `forge url` show where"));
+    }
+    Ok(())
+}
+
 /// Resolves the words of one port for a machine placed there.
 ///
 /// # Errors
@@ -23,16 +45,7 @@ pub(super) fn forward(words: &str, placement: &Placement, taken: &Taken) -> Resu
         .loopback
         .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4);
     let forward = addresses::publish(words, host, taken, ssh.host.port() != SSH_PORT)?;
-    if [SSH_PORT, ENGINE_PORT].contains(&forward.guest) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!(
-                "port {} of every machine is reachable already",
-                forward.guest
-            ),
-        )
-        .hint("`forge ip` and `forge url` show where"));
-    }
+    reachable(forward.guest)?;
     Ok(forward)
 }
 
@@ -107,6 +120,18 @@ pub async fn withdraw(forge: &Forge, record: &Record, ports: &[u16]) -> Result<R
     next.published
         .retain(|forward| !ports.contains(&forward.guest));
     apply(forge, record, next).await
+}
+
+/// Publishes exactly what was published before, on a machine whose record is `now`.
+///
+/// # Errors
+/// When the provider cannot be asked.
+pub async fn restore(forge: &Forge, now: &Record, before: &[Forward]) -> Result<Record> {
+    let next = Record {
+        published: before.to_vec(),
+        ..now.clone()
+    };
+    apply(forge, now, next).await
 }
 
 async fn apply(forge: &Forge, before: &Record, next: Record) -> Result<Record> {

@@ -370,12 +370,11 @@ pub fn bindable(address: SocketAddr) -> Bind {
     }
 }
 
-/// Resolves the words of `--publish`: `PORT`, or `HOSTPORT:PORT`.
+/// Reads the words of `--publish`, `PORT` or `HOSTPORT:PORT`: the host's port, if any, and the machine's.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for words that are not ports, [`Kind::Conflict`] when a port asked for by number
-/// cannot be bound.
-pub fn publish(words: &str, host: IpAddr, taken: &Taken, unprivileged: bool) -> Result<Forward> {
+/// [`Kind::Usage`] for words that are not ports.
+pub fn ports(words: &str) -> Result<(Option<u16>, u16)> {
     let invalid = || {
         Error::new(Kind::Usage, format!("`{words}` is not a port to publish"))
             .hint("write PORT, or HOSTPORT:PORT; ports are 1 to 65535")
@@ -386,10 +385,19 @@ pub fn publish(words: &str, host: IpAddr, taken: &Taken, unprivileged: bool) -> 
             .filter(|port| *port != 0)
             .ok_or_else(invalid)
     };
-    let (wished, guest) = match words.split_once(':') {
+    Ok(match words.split_once(':') {
         Some((wished, guest)) => (Some(port(wished)?), port(guest)?),
         None => (None, port(words)?),
-    };
+    })
+}
+
+/// Resolves the words of `--publish`: see [`ports`].
+///
+/// # Errors
+/// [`Kind::Usage`] for words that are not ports, [`Kind::Conflict`] when a port asked for by number
+/// cannot be bound.
+pub fn publish(words: &str, host: IpAddr, taken: &Taken, unprivileged: bool) -> Result<Forward> {
+    let (wished, guest) = ports(words)?;
     if let Some(wished) = wished {
         return Ok(Forward {
             guest,

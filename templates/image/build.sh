@@ -8,7 +8,9 @@
 set -eu
 umask 022
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
-unset TMPDIR
+# What is left of a build that was killed goes with this folder.
+mkdir -p tmp
+export TMPDIR="$PWD/tmp"
 
 say() { echo "$*" >progress; }
 die() { echo "$*" >&2; exit 1; }

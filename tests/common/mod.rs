@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use forge_driver::fake::{Knob, Provider, VARIABLE};
 use serde_json::Value;
@@ -129,9 +130,29 @@ impl Lab {
             .to_owned()
     }
 
+    /// What all commands have logged so far.
+    pub fn logged(&self) -> String {
+        files(&self.home.join("logs"))
+            .values()
+            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+            .collect()
+    }
+
     /// Every file below the store, with its contents.
     pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         files(&self.home)
+    }
+}
+
+/// No command of these tests takes longer.
+pub const DEADLINE: Duration = Duration::from_secs(25);
+
+/// Waits for something that a command does.
+pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

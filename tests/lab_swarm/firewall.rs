@@ -112,7 +112,17 @@ pub fn forge_table(store: &Store, machine: &str) {
     );
 }
 
-pub fn closed_to_strangers(store: &Store, stranger: &str, target: &str) {
+/// The management ports are open to a peer, and to nobody else.
+pub fn between(store: &Store, peer: &str, stranger: &str, target: &str) {
+    assert_eq!(
+        open_ports(store, peer, &store.inner_ip(target)),
+        [22, 2376, 2377, 7946],
+        "from a peer"
+    );
+    closed_to_strangers(store, stranger, target);
+}
+
+fn closed_to_strangers(store: &Store, stranger: &str, target: &str) {
     assert_eq!(
         open_ports(store, stranger, &store.inner_ip(target)),
         [22, 2376]

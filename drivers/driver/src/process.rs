@@ -194,6 +194,13 @@ fn missing(program: &str, error: std::io::Error) -> Error {
 pub fn detach(command: &mut std::process::Command, keep: &[BorrowedFd<'_>]) {
     use std::os::unix::process::CommandExt;
     let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    // Descriptors are given out from the lowest free number; others may be opened until the fork.
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let highest = open
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .max();
+    let bound = highest.map_or(4096, |highest| highest + 256).max(1024);
     #[expect(
         unsafe_code,
         reason = "pre_exec is the only place between fork and exec; only async-signal-safe calls are made"
@@ -203,7 +210,7 @@ pub fn detach(command: &mut std::process::Command, keep: &[BorrowedFd<'_>]) {
     unsafe {
         command.pre_exec(move || {
             let _ = rustix::process::setsid();
-            for fd in 3..1024 {
+            for fd in 3..bound {
                 let fd_borrowed = BorrowedFd::borrow_raw(fd);
                 let flags = if keep.contains(&fd) {
                     rustix::io::FdFlags::empty()

@@ -3,6 +3,7 @@
 use clap::Args;
 use forge::cluster::down;
 use forge::cluster::record::{ClusterRecord, members};
+use forge::cluster::spec::ClusterName;
 use forge_driver::{Kind, Result};
 use serde_json::json;
 
@@ -18,7 +19,7 @@ pub struct Down {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Do not ask, and remove also a cluster whose record is damaged
+    /// Do not ask, succeed for a cluster that does not exist, and remove also one whose record is damaged
     #[arg(short, long)]
     force: bool,
 }
@@ -27,8 +28,14 @@ impl Down {
     /// Asks, then removes.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let name = self.named.parse()?;
+        if self.force && session.existing()?.is_none() {
+            return Ok(nothing(session, &name));
+        }
         let reader = session.reader()?;
         match ClusterRecord::load(&reader.store, &name) {
+            Err(error) if self.force && error.kind() == Kind::NotFound => {
+                return Ok(nothing(session, &name));
+            }
             Err(error) if self.force && error.kind() == Kind::Corrupt => {}
             record => drop(record?),
         }
@@ -41,17 +48,28 @@ impl Down {
         let (forge, drawing) = session.worker("cluster-down")?;
         let done = down::down(&forge, &name, self.force).await;
         drawing.finish(forge).await;
-        let removed = done?;
-        if session.json() {
-            println!(
-                "{}",
-                json!({"event": "summary", "cluster": name, "changed": removed})
-            );
-        } else {
-            report::note(&format!(
-                "cluster `{name}` is gone: {removed} machines removed"
-            ));
-        }
+        tell(session, &name, done?);
         Ok(Outcome::Done)
+    }
+}
+
+/// There is no such cluster, and that is as good.
+fn nothing(session: &Session, name: &ClusterName) -> Outcome {
+    if session.json() {
+        tell(session, name, 0);
+    }
+    Outcome::Done
+}
+
+fn tell(session: &Session, name: &ClusterName, removed: usize) {
+    if session.json() {
+        println!(
+            "{}",
+            json!({"event": "summary", "cluster": name, "changed": removed})
+        );
+    } else {
+        report::note(&format!(
+            "cluster `{name}` is gone: {removed} machines removed"
+        ));
     }
 }

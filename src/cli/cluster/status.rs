@@ -25,8 +25,17 @@ pub struct Status {
 impl Status {
     /// Prints the nodes, the quorum and what is wrong.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let forge = session.reader()?;
-        let status = status::status(&forge, &self.named.parse()?, self.probe).await?;
+        let name = self.named.parse()?;
+        let reader = session.reader()?;
+        let status = if self.probe && !session.json() {
+            let (forge, drawing) = session.worker("cluster-status")?;
+            let done = status::status(&forge, &name, true).await;
+            drawing.finish(forge).await;
+            done?
+        } else {
+            // With JSON the report is one document.
+            status::status(&reader, &name, self.probe).await?
+        };
         let code = Outcome::Code(u8::from(!status.whole()));
         if session.json() {
             println!("{}", serde_json::json!(status));

@@ -7,6 +7,7 @@ use forge::cluster::spec::ClusterSpec;
 use forge::cluster::up::{self, Formed, Request};
 use forge::event::Events;
 use forge::machine::create;
+use forge::registry;
 use forge_driver::Result;
 use ipnet::Ipv4Net;
 use serde_json::json;
@@ -54,7 +55,7 @@ impl Up {
     /// Plans, then brings the plan about.
     pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
         let name = self.named.parse()?;
-        let chosen = self.choice.resolve(matches)?;
+        let mut chosen = self.choice.resolve(matches)?;
         let existing = session.existing()?;
         let record = match &existing {
             Some(store) => ClusterRecord::find(store, &name)?,
@@ -80,7 +81,12 @@ impl Up {
         spec.check()?;
         let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
         let (config, origins) = match &record {
-            Some(record) if unsaid => (record.config.clone(), record.origins.clone()),
+            Some(record) if unsaid => {
+                if !self.choice.names_a_driver() {
+                    chosen.driver = registry::find(&record.driver)?;
+                }
+                (record.config.clone(), record.origins.clone())
+            }
             _ => chosen.resolved.clone(),
         };
         let mut request = Request {
