@@ -54,6 +54,11 @@ fn lab_an_image_made_without_root_boots_by_itself() {
             "half an image is none"
         );
     }
+    steps.step("a build, interrupted by Ctrl-C");
+    let mut build = started(&store, "installing packages");
+    assert_eq!(build.interrupt_after(Duration::from_secs(2)), Some(130));
+    assert_eq!(store.json(&["image", "ls"]), serde_json::json!([]));
+
     steps.step("the same command again makes one whole image");
     let built = store.json(&["image", "build"]);
     assert_eq!(built["changed"], 1);
@@ -77,6 +82,14 @@ fn lab_an_image_made_without_root_boots_by_itself() {
         Vec::<String>::new(),
         "nothing is left of the builds that were killed"
     );
+    let strewn: Vec<String> = fs::read_dir("/tmp")
+        .expect("a folder")
+        .flatten()
+        .filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == id))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("mmdebstrap"))
+        .collect();
+    assert_eq!(strewn, Vec::<String>::new(), "left in /tmp");
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     assert!(
         !mounts.contains(&*store.home().to_string_lossy()),
@@ -112,6 +125,14 @@ fn lab_an_image_made_without_root_boots_by_itself() {
 
 /// Builds until `step` has begun, waits, and kills forge alone.
 fn kill_at(store: &Store, step: &str, after: u64) {
+    assert!(
+        started(store, step).kill_after(Duration::from_millis(after)),
+        "it still builds"
+    );
+}
+
+/// A build that has come to this step.
+fn started(store: &Store, step: &str) -> Listened {
     let mut build = Listened::start(&mut store.command(&["image", "build"]), PATIENCE);
     loop {
         let event = build.event().expect("the build comes to that step");
@@ -119,11 +140,7 @@ fn kill_at(store: &Store, step: &str, after: u64) {
             .as_str()
             .is_some_and(|shown| shown.starts_with(step))
         {
-            assert!(
-                build.kill_after(Duration::from_millis(after)),
-                "it still builds"
-            );
-            return;
+            return build;
         }
     }
 }

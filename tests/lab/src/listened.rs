@@ -76,6 +76,24 @@ impl Listened {
     }
 }
 
+impl Listened {
+    /// Sends SIGINT, as Ctrl-C does, after so long, and waits for the end. The exit code.
+    #[track_caller]
+    pub fn interrupt_after(&mut self, delay: Duration) -> Option<i32> {
+        thread::sleep(delay);
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+        while Instant::now() < self.until {
+            if let Some(status) = self.child.try_wait().expect("a child of ours") {
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the command does not end after Ctrl-C")
+    }
+}
+
 impl Drop for Listened {
     fn drop(&mut self) {
         // It may have ended by itself.
