@@ -104,14 +104,7 @@ fn tidy(lab: &Lab, at: &str) {
 
 /// Nothing is left of any machine, at the provider or in the store.
 fn nothing(lab: &Lab, at: &str) {
-    assert!(
-        lab.provider.vms().expect("the provider").is_empty(),
-        "{at}: a machine is left"
-    );
-    assert!(
-        lab.provider.networks().expect("the provider").is_empty(),
-        "{at}: a network is left"
-    );
+    lab.provider_is_empty(at);
     lab.forge("ls -q").says(0, "", "");
     let left: Vec<_> = fs::read_dir(lab.home.join("machines"))
         .expect("machines")

@@ -16,8 +16,11 @@ use crate::machine::{Forge, Record, destroy, power};
 use crate::store::lock::{Guarded, Lock, acquire, acquire_machines};
 use crate::tasks;
 
-/// The locks of a cluster and of all of its machines, in their order.
-async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, Vec<Record>)> {
+/// The locks of a cluster and of all of its machines, in their order; and the machines, by name.
+///
+/// # Errors
+/// When a lock is not had in time, or a record cannot be read.
+pub async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock>, Vec<Record>)> {
     let cluster = acquire(
         &forge.store,
         &Guarded::Cluster(name.to_string()),

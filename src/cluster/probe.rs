@@ -19,6 +19,7 @@ use super::api::{self, Request};
 use super::node::{Availability, Health};
 use super::responder::{self, Architecture};
 use super::swarm::{self, docker};
+use crate::event::Events;
 use crate::http::{self, Question};
 use crate::interrupt;
 use crate::remote::{Dial, Guest};
@@ -121,6 +122,14 @@ pub struct Begun {
     name: String,
     /// The machine of the task.
     machine: String,
+}
+
+/// Says that a probe begins, which may take so long.
+pub(super) async fn announce(events: &Events, deadline: Duration) {
+    let (step, awaits) = ("probing published ports", "an answer from every node");
+    events
+        .step(step, awaits, Some(Instant::now() + deadline))
+        .await;
 }
 
 /// Publishes a port of one task and asks for it at every peer, within `deadline` for all of them.

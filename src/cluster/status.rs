@@ -3,8 +3,6 @@
 use forge_driver::{Result, State};
 use serde::Serialize;
 
-use tokio::time::Instant;
-
 use super::forming::Probed;
 use super::look::{Seen, look, place_of};
 use super::node::{Availability, Health, Manager, Membership, consensus};
@@ -103,14 +101,7 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
                 })
             })
             .collect();
-        forge
-            .events
-            .step(
-                "probing published ports",
-                "an answer from every node",
-                Some(Instant::now() + forge.patience),
-            )
-            .await;
+        probe::announce(&forge.events, forge.patience).await;
         let told = forge.events.clone();
         let on_trouble = move |why: &str| told.progress(&format!("probing: {why}"));
         let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();

@@ -20,6 +20,7 @@ use super::spec::ClusterSpec;
 use super::zones::{Place, Role};
 use crate::machine::create::{self, Wish};
 use crate::machine::{Forge, Member, Record};
+use crate::store::addresses;
 use crate::store::lock::{Guarded, acquire, acquire_machines};
 
 /// What a user wishes.
@@ -55,6 +56,7 @@ pub struct Formed {
 /// # Errors
 /// When the wish makes no sense, or what is there cannot be read.
 pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
+    check_room(request)?;
     let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
     let seen = look(forge, &request.spec.name, record.as_ref()).await?;
     let plan = plan(
@@ -100,6 +102,7 @@ fn fresh(forge: &Forge, request: &Request, places: &[Place], seen: &Seen) -> Res
 /// # Errors
 /// When the wish makes no sense.
 pub fn first_plan(request: &Request) -> Result<Plan> {
+    check_room(request)?;
     let observed = super::plan::Observed {
         one_host: true,
         ..Default::default()
@@ -107,15 +110,14 @@ pub fn first_plan(request: &Request) -> Result<Plan> {
     plan(&request.spec, &observed, pool_for(request, None)?)
 }
 
-/// Refuses more machines than the network between them has addresses for: the first and the last one, and
-/// the one that people give to routers, are none.
+/// Refuses more machines than the network between them could ever have addresses for.
 fn check_room(request: &Request) -> Result<()> {
-    let wished = u64::from(request.spec.managers) + u64::from(request.spec.workers);
     let Some(network) = request.network else {
         return Ok(());
     };
-    let room = (1_u64 << (32 - network.prefix_len())).saturating_sub(3);
-    if wished <= room {
+    let wished = u64::from(request.spec.managers) + u64::from(request.spec.workers);
+    let room = addresses::capacity(network);
+    if usize::try_from(wished).is_ok_and(|wished| wished <= room) {
         return Ok(());
     }
     Err(Error::new(
@@ -127,7 +129,6 @@ fn check_room(request: &Request) -> Result<()> {
 
 /// Where overlay networks are taken from: as recorded, as wished, or the first free range.
 fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net> {
-    check_room(request)?;
     if let Some(record) = record {
         return match request.spec.address_pool {
             Some(wished) if wished != record.pool => Err(Error::new(
@@ -177,6 +178,7 @@ pub async fn up(
         )
         .hint(format!("`forge cluster down {name}` goes on with it")));
     }
+    check_room(request)?;
     let pool = pool_for(request, found.as_ref())?;
     forge.events.step("looking", "", None).await;
     let places = request.spec.places(&existing(forge, request)?)?;

@@ -157,7 +157,39 @@ impl BuildOptions {
     /// # Errors
     /// [`Kind::Usage`]
     pub fn check(&self) -> Result<()> {
-        check_options(self)
+        check_name(&self.name)?;
+        let gibibytes = self.size >> 30;
+        if !(4..=16_384).contains(&gibibytes) || !self.size.is_multiple_of(1 << 20) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("a disk of {} bytes is out of range", self.size),
+            )
+            .hint("give whole mebibytes, from 4 GiB to 16 TiB"));
+        }
+        if self.suite.is_empty() || !self.suite.bytes().all(|byte| byte.is_ascii_lowercase()) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("`{}` is not a suite of Debian", self.suite),
+            ));
+        }
+        if let Some(mirror) = &self.mirror {
+            let rest = mirror
+                .strip_prefix("http://")
+                .or_else(|| mirror.strip_prefix("https://"));
+            let plain = rest.is_some_and(|rest| {
+                !rest.is_empty()
+                    && rest.bytes().all(|byte| byte.is_ascii_graphic())
+                    && !rest.contains(['@', '[', ']'])
+            });
+            if !plain {
+                return Err(Error::new(
+                    Kind::Usage,
+                    "the mirror is not an address that can be used",
+                )
+                .hint("give `http://HOST/debian` or `https://HOST/debian`, without a user name"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -173,7 +205,7 @@ impl Images {
         options: &BuildOptions,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image> {
-        check_options(options)?;
+        options.check()?;
         atomic::private_folder(&self.root)?;
         clear(&self.root, WORK).await?;
         let work = self.root.join(format!("{WORK}{}", Uuid::new_v4().simple()));
@@ -338,42 +370,6 @@ impl Images {
     }
 }
 
-fn check_options(options: &BuildOptions) -> Result<()> {
-    check_name(&options.name)?;
-    let gibibytes = options.size >> 30;
-    if !(4..=16_384).contains(&gibibytes) || !options.size.is_multiple_of(1 << 20) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("a disk of {} bytes is out of range", options.size),
-        )
-        .hint("give whole mebibytes, from 4 GiB to 16 TiB"));
-    }
-    if options.suite.is_empty() || !options.suite.bytes().all(|byte| byte.is_ascii_lowercase()) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("`{}` is not a suite of Debian", options.suite),
-        ));
-    }
-    if let Some(mirror) = &options.mirror {
-        let rest = mirror
-            .strip_prefix("http://")
-            .or_else(|| mirror.strip_prefix("https://"));
-        let plain = rest.is_some_and(|rest| {
-            !rest.is_empty()
-                && rest.bytes().all(|byte| byte.is_ascii_graphic())
-                && !rest.contains(['@', '[', ']'])
-        });
-        if !plain {
-            return Err(
-                Error::new(Kind::Usage, "the mirror is not an address that can be used").hint(
-                    "give `http://HOST/debian` or `https://HOST/debian`, without a user name",
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
 /// One package a line, comments and empty lines left out.
 fn packages(text: &str) -> String {
     text.lines()
@@ -494,7 +490,7 @@ mod tests {
     #[test]
     fn options_that_make_no_sense_are_refused() {
         let good = BuildOptions::default();
-        check_options(&good).expect("good");
+        good.check().expect("good");
         for bad in [
             BuildOptions {
                 size: 1 << 20,
@@ -525,7 +521,7 @@ mod tests {
                 ..good.clone()
             },
         ] {
-            let error = check_options(&bad).expect_err("bad");
+            let error = bad.check().expect_err("bad");
             assert_eq!(error.kind(), Kind::Usage);
             assert!(!error.line().contains("word@"), "{}", error.line());
         }

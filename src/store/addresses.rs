@@ -186,15 +186,21 @@ pub fn check_network(store: &Store, cidr: Ipv4Net, taken: &Taken) -> Result<Netw
     network(&mut ledger, cidr, store.id(), taken)
 }
 
+/// How many machines a range has addresses for: neither its own address, nor that of all, nor the first one,
+/// which is a router's by custom.
+#[must_use]
+pub fn capacity(cidr: Ipv4Net) -> usize {
+    2_usize
+        .pow(32 - u32::from(cidr.prefix_len()))
+        .saturating_sub(3)
+}
+
 /// Makes sure that the network has addresses for so many machines more.
 ///
 /// # Errors
 /// [`Kind::Precheck`] with how many there are.
 pub fn room(network: &Network, taken: &Taken, machines: usize) -> Result<()> {
-    // Neither the network's own address, nor that of all, nor the first one, which is a router's by custom.
-    let all = 2_usize
-        .pow(32 - u32::from(network.cidr.prefix_len()))
-        .saturating_sub(3);
+    let all = capacity(network.cidr);
     let used = taken
         .internal
         .iter()

@@ -130,6 +130,20 @@ impl Lab {
             .to_owned()
     }
 
+    /// Asserts that the provider has no machine and no network.
+    #[track_caller]
+    pub fn provider_is_empty(&self, at: &str) {
+        let (vms, networks) = (self.provider.vms(), self.provider.networks());
+        assert!(
+            vms.expect("the provider").is_empty(),
+            "{at}: a machine is left"
+        );
+        assert!(
+            networks.expect("the provider").is_empty(),
+            "{at}: a network is left"
+        );
+    }
+
     /// What all commands have logged so far.
     pub fn logged(&self) -> String {
         files(&self.home.join("logs"))

@@ -1,11 +1,10 @@
 //! `forge cluster publish`
 
 use clap::Args;
-use forge::cluster::down::in_order;
+use forge::cluster::down::{in_order, locked};
 use forge::cluster::record::ClusterRecord;
 use forge::cluster::spec::ClusterName;
 use forge::machine::{Forge, Record, publish as machine};
-use forge::store::lock::{Guarded, acquire, acquire_machines};
 use forge_driver::{Forward, Result};
 
 use super::super::{Outcome, Session, publish};
@@ -54,14 +53,8 @@ impl Publish {
         forge: &Forge,
         name: &ClusterName,
     ) -> Result<Vec<(String, Vec<Forward>)>> {
-        let guarded = Guarded::Cluster(name.to_string());
-        let _lock = acquire(&forge.store, &guarded, forge.patience, &forge.events).await?;
+        let _locks = locked(forge, name).await?;
         ClusterRecord::load(&forge.store, name)?;
-        let names: Vec<String> = in_order(forge, name)?
-            .into_iter()
-            .map(|record| record.name)
-            .collect();
-        let _locks = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
         let mut done: Vec<(Record, Record)> = Vec::new();
         let mut shown = Vec::new();
         for before in in_order(forge, name)? {

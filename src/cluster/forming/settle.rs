@@ -113,14 +113,7 @@ impl Forming<'_> {
             if !joined {
                 return Ok(());
             }
-            forge
-                .events
-                .step(
-                    "probing published ports",
-                    "an answer from every node",
-                    Some(Instant::now() + forge.patience),
-                )
-                .await;
+            probe::announce(&forge.events, forge.patience).await;
             let peers: Vec<probe::Peer<'_>> = machines.iter().map(Probed::peer).collect();
             let entry = &*entry.guest;
             let done = match begun {

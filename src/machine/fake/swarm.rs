@@ -148,11 +148,9 @@ impl Engine {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let done = || (200, String::new());
-        if (method, &parts[..]) == ("GET", &["info"]) {
-            return Ok((200, self.info().to_string()));
-        }
         let images = self.root.join("etc/docker/images");
         match (method, &parts[..]) {
+            ("GET", ["info"]) => return Ok((200, self.info().to_string())),
             ("POST", ["images", "create"]) => {
                 let name = query
                     .split('&')
