@@ -3,15 +3,24 @@
 //! A release build has none: [`point`] is empty without the feature `lab`.
 
 /// Passes the point `name`. In a build with the feature `lab` the process aborts here when
-/// `FORGE_ABORT_AT` is the ordinal number of this point, and every point passed is appended to the
-/// file that `FORGE_POINTS` names.
+/// `FORGE_ABORT_AT` is the ordinal number of this point, or its name and which of that name it is
+/// (`2 before saving machine.json`); and every point passed is appended to the file that
+/// `FORGE_POINTS` names.
+///
+/// Where several machines are worked on at the same time, what passes at a number differs from run to
+/// run, and only the name tells.
 #[cfg(feature = "lab")]
 pub fn point(name: &str) {
     use std::io::Write;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, PoisonError};
 
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+    static PASSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let (number, nth) = {
+        let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.push(name.to_owned());
+        let nth = passed.iter().filter(|other| *other == name).count();
+        (passed.len(), nth)
+    };
     if let Some(path) = std::env::var_os("FORGE_POINTS")
         && let Ok(mut file) = std::fs::OpenOptions::new()
             .append(true)
@@ -22,7 +31,9 @@ pub fn point(name: &str) {
         // so nothing is lost here.
         let _ = file.write_all(format!("{number} {name}\n").as_bytes());
     }
-    if std::env::var("FORGE_ABORT_AT").is_ok_and(|at| at == number.to_string()) {
+    if std::env::var("FORGE_ABORT_AT")
+        .is_ok_and(|at| at == number.to_string() || at == format!("{nth} {name}"))
+    {
         std::process::abort();
     }
 }

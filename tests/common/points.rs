@@ -65,7 +65,23 @@ pub fn points(lab: &Lab, words: &str) -> Vec<String> {
     points
 }
 
-/// The command, aborted at its point of this number.
-pub fn aborted(lab: &Lab, words: &str, at: usize) -> Ended {
+/// The same points, each with which of its name it is: `2 before saving machine.json`. So it is found again
+/// where several machines are worked on at the same time.
+pub fn counted(names: &[String]) -> Vec<String> {
+    names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let nth = names[..=index]
+                .iter()
+                .filter(|other| *other == name)
+                .count();
+            format!("{nth} {name}")
+        })
+        .collect()
+}
+
+/// The command, aborted at this point: its number, or its name with which of that name it is.
+pub fn aborted(lab: &Lab, words: &str, at: impl ToString) -> Ended {
     lab.forge(words).env("FORGE_ABORT_AT", at.to_string()).run()
 }
