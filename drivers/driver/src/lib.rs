@@ -15,7 +15,9 @@ pub mod error;
 pub mod fake;
 mod finding;
 mod instance;
+pub mod options;
 pub mod process;
+pub mod seed;
 mod spec;
 
 pub use claim::Claim;

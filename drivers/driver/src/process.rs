@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -225,6 +226,27 @@ pub fn detach(command: &mut std::process::Command, keep: &[BorrowedFd<'_>]) {
     }
 }
 
+/// Where `program` is, looked for as the shell would.
+pub fn which(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return executable(program).then(|| program.to_owned());
+    }
+    search(program, &std::env::var_os("PATH")?)
+}
+
+fn search(program: &Path, path: &OsStr) -> Option<PathBuf> {
+    std::env::split_paths(path)
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .map(|folder| folder.join(program))
+        .find(|file| executable(file))
+}
+
+fn executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(file)
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,5 +332,26 @@ mod tests {
         ]);
         detach(&mut command, &[kept.as_fd()]);
         assert!(command.status().expect("runs").success());
+    }
+
+    #[test]
+    fn programs_are_found_as_the_shell_does() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("tool");
+        std::fs::write(&file, "").expect("write");
+        assert_eq!(
+            search(Path::new("tool"), folder.path().as_os_str()),
+            None,
+            "not executable"
+        );
+        let mut mode = std::fs::metadata(&file).expect("stat").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        std::fs::set_permissions(&file, mode).expect("chmod");
+        assert_eq!(
+            search(Path::new("tool"), folder.path().as_os_str()),
+            Some(file.clone())
+        );
+        assert_eq!(which(&file), Some(file));
+        assert_eq!(which(Path::new("/nonexistent/tool")), None);
     }
 }

@@ -7,8 +7,6 @@ use std::time::Duration;
 use forge_driver::{BaseImage, Context, Error, Kind, Result, atomic, process};
 use tokio::process::Command;
 
-use crate::host;
-
 /// How long qemu-img may take; an overlay is a few hundred kilobytes, whatever its virtual size.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -16,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// one, so that the two are of one version.
 pub(crate) fn tool(binary: &Path) -> PathBuf {
     let beside = binary.with_file_name("qemu-img");
-    if binary.components().count() > 1 && host::which(&beside).is_some() {
+    if binary.components().count() > 1 && process::which(&beside).is_some() {
         return beside;
     }
     "qemu-img".into()

@@ -1,6 +1,6 @@
 //! What this host has for the driver.
 
-use forge_driver::{DriverHome, Finding, KernelFiles};
+use forge_driver::{DriverHome, Finding, KernelFiles, process};
 
 use crate::accel::{accelerator, version};
 use crate::disk;
@@ -57,7 +57,7 @@ async fn program(
         detail,
         packages: packages.to_vec(),
     };
-    if host::which(path).is_none() {
+    if process::which(path).is_none() {
         return missing("not installed".into());
     }
     match version(path).await {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use forge_driver::{
     Claim, Context, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation,
-    Power, Result, Spec, State, Wants, atomic, process,
+    Power, Result, Spec, State, Wants, atomic, process, seed,
 };
 use tokio::process::Command;
 use tokio::sync::{OnceCell, Semaphore};
@@ -27,7 +27,6 @@ use crate::ports;
 use crate::power;
 use crate::precheck;
 use crate::qmp::Qmp;
-use crate::seed;
 use crate::sockets::Sockets;
 use crate::vm::{ENGINE, Hardware, SSH, Vm};
 

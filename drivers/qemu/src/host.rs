@@ -1,7 +1,6 @@
 //! What the host is, decided when forge is built.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A processor architecture that guests and host share: nothing foreign is emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,27 +82,6 @@ impl Arch {
     }
 }
 
-/// Where `program` is, looked for as the shell would.
-pub(crate) fn which(program: &Path) -> Option<PathBuf> {
-    if program.components().count() > 1 {
-        return executable(program).then(|| program.to_owned());
-    }
-    search(program, &std::env::var_os("PATH")?)
-}
-
-fn search(program: &Path, path: &OsStr) -> Option<PathBuf> {
-    std::env::split_paths(path)
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .map(|folder| folder.join(program))
-        .find(|file| executable(file))
-}
-
-fn executable(file: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(file)
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-}
-
 /// The host's memory in MiB, in all and free for new programs; `None` where it cannot be told.
 pub(crate) fn memory() -> Option<(u64, u64)> {
     meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)
@@ -136,26 +114,5 @@ mod tests {
         let text = "MemTotal:       24610000 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
         assert_eq!(meminfo(text), Some((24033, 2)));
         assert_eq!(meminfo("MemTotal: 1 kB\n"), None);
-    }
-
-    #[test]
-    fn programs_are_found_as_the_shell_does() {
-        let folder = tempfile::tempdir().expect("folder");
-        let file = folder.path().join("tool");
-        std::fs::write(&file, "").expect("write");
-        assert_eq!(
-            search(Path::new("tool"), folder.path().as_os_str()),
-            None,
-            "not executable"
-        );
-        let mut mode = std::fs::metadata(&file).expect("stat").permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
-        std::fs::set_permissions(&file, mode).expect("chmod");
-        assert_eq!(
-            search(Path::new("tool"), folder.path().as_os_str()),
-            Some(file.clone())
-        );
-        assert_eq!(which(&file), Some(file));
-        assert_eq!(which(Path::new("/nonexistent/tool")), None);
     }
 }

@@ -1,11 +1,9 @@
 //! What a user can choose, and what it is resolved to.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use forge_driver::options::{self, Origin, Origins};
 use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -175,21 +173,6 @@ impl Default for Config {
     }
 }
 
-/// Where a value came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// Nobody said anything.
-    Default,
-    /// A flag, or a file that stands for one.
-    Flag,
-    /// The environment.
-    Env,
-}
-
-/// Where each value of a [`Config`] came from, by the name of the flag without its dashes.
-pub type Origins = BTreeMap<&'static str, Origin>;
-
 impl Config {
     /// Applies the defaults, and says of each value where it came from. `matches` are those that the
     /// options were parsed from; without them every value present counts as a flag.
@@ -199,19 +182,7 @@ impl Config {
     pub fn resolve(options: &Options, matches: Option<&ArgMatches>) -> Result<(Self, Origins)> {
         let mut origins = Origins::new();
         let mut note = |flag: &'static str, given: bool| {
-            let id = flag.replace('-', "_");
-            let from_env = matches
-                .filter(|matches| matches.try_contains_id(&id).unwrap_or(false))
-                .and_then(|matches| matches.value_source(&id))
-                == Some(ValueSource::EnvVariable);
-            origins.insert(
-                flag,
-                match (given, from_env) {
-                    (false, _) => Origin::Default,
-                    (true, true) => Origin::Env,
-                    (true, false) => Origin::Flag,
-                },
-            );
+            origins.insert(flag, Origin::of(matches, flag, given));
         };
         note("qemu-memory", options.memory.is_some());
         note("qemu-cpus", options.cpus.is_some());
@@ -228,7 +199,7 @@ impl Config {
             memory_mib: options.memory.unwrap_or(default.memory_mib),
             cpus: options.cpus.unwrap_or(default.cpus),
             disk_bytes: match &options.disk_size {
-                Some(text) => size(text)?,
+                Some(text) => options::size("--qemu-disk-size", text)?,
                 None => default.disk_bytes,
             },
             accel: options.accel.unwrap_or(default.accel),
@@ -307,37 +278,6 @@ fn shared_space(net: Ipv4Net) -> bool {
     Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 64, 0, 0), 10).contains(&net)
 }
 
-/// A size in bytes: a number of GiB, or a number with a unit, all powers of 1024.
-fn size(text: &str) -> Result<u64> {
-    let malformed = || {
-        Error::new(
-            Kind::Usage,
-            format!("`--qemu-disk-size {text}` is not a size"),
-        )
-        .hint("give GiB (`20`) or a unit (`512M`, `20G`, `1T`)")
-    };
-    let trimmed = text.trim();
-    let digits = trimmed
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(digits);
-    let unit = unit.trim().to_ascii_lowercase();
-    let factor = match unit
-        .strip_suffix("ib")
-        .or(unit.strip_suffix('b'))
-        .unwrap_or(&unit)
-    {
-        "m" => MIB,
-        "" | "g" => GIB,
-        "t" => GIB << 10,
-        _ => return Err(malformed()),
-    };
-    u64::from_str(number)
-        .ok()
-        .and_then(|number| number.checked_mul(factor))
-        .ok_or_else(malformed)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, FromArgMatches, Parser};
@@ -412,30 +352,6 @@ mod tests {
             "[default: 10.133.7.0/24]",
         ] {
             assert!(help.contains(word), "{word} in {help}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [
-            ("20", 20 * GIB),
-            ("20G", 20 * GIB),
-            ("20GiB", 20 * GIB),
-            ("512m", 512 * MIB),
-            ("1 TB", GIB << 10),
-        ] {
-            assert_eq!(size(text).expect(text), bytes, "{text}");
-        }
-        for text in [
-            "",
-            "G",
-            "-1",
-            "1.5G",
-            "20X",
-            "99999999999999999999",
-            "99999999999T",
-        ] {
-            assert_eq!(size(text).expect_err(text).kind(), Kind::Usage, "{text}");
         }
     }
 

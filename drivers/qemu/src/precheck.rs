@@ -26,7 +26,7 @@ pub(crate) fn programs(config: &Config) -> Result<()> {
         (config.binary.as_path(), "runs virtual machines"),
         (disk::tool(&config.binary).as_path(), "makes their disks"),
     ] {
-        if host::which(program).is_none() {
+        if process::which(program).is_none() {
             return Err(Error::new(
                 Kind::Precheck,
                 format!("`{}`, which {what}, is not installed", program.display()),

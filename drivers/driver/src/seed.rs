@@ -5,18 +5,24 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use forge_driver::{Error, Kind, Result, Seed, atomic};
 use hadris_iso::read::PathSeparator;
 use hadris_iso::rrip::RripOptions;
 use hadris_iso::write::options::{BaseIsoLevel, CreationFeatures, IsoFormatOptions};
 use hadris_iso::write::{File, InputFiles, IsoImageWriter};
+
+use crate::atomic;
+use crate::error::{Error, Kind, Result};
+use crate::spec::Seed;
 
 /// The label by which the guest finds it
 /// (<https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html>).
 const LABEL: &str = "cidata";
 
 /// The medium as bytes. The names are Rock Ridge's: ISO 9660's own know neither lower case nor dashes.
-pub(crate) fn image(seed: &Seed) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it cannot be put together.
+pub fn image(seed: &Seed) -> Result<Vec<u8>> {
     let file = |name: &str, contents: &str| File::File {
         name: Arc::new(name.to_owned()),
         contents: contents.as_bytes().to_vec(),
@@ -63,7 +69,7 @@ pub(crate) fn image(seed: &Seed) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// What the file system reports.
-pub(crate) fn blank(path: &Path) -> Result<()> {
+pub fn blank(path: &Path) -> Result<()> {
     let failed = |error| {
         atomic::full(
             error,
