@@ -14,11 +14,13 @@ pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod finding;
+pub mod hold;
 mod instance;
 pub mod options;
 pub mod process;
 pub mod seed;
 mod spec;
+pub mod versioned;
 
 pub use claim::Claim;
 pub use driver::{Driver, DriverHome, Wants};

@@ -9,12 +9,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forge_driver::hold::try_lock;
 use forge_driver::{DriverHome, Error, KernelFiles, Kind, Result, atomic, process};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-use crate::folder::try_lock;
 use crate::host::{self, Arch, Os};
 use crate::options::{AccelChoice, Config};
 

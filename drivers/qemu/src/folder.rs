@@ -6,15 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forge_driver::hold::{self, Work, try_lock};
 use forge_driver::{Claim, Context, Error, Kind, Result, atomic};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use tokio::time::{Instant, sleep};
 
 use crate::vm::Vm;
-
-/// How long one command waits for another that works on the same machine.
-const WORK_DEADLINE: Duration = Duration::from_secs(90);
 
 /// How long a start waits for a lock that a reader may be testing this very moment.
 const TEST_DEADLINE: Duration = Duration::from_secs(2);
@@ -24,12 +20,6 @@ const TEST_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) struct Folder {
     path: PathBuf,
     claim: Claim,
-}
-
-/// One command works on this machine; let go when dropped or when the process ends.
-#[derive(Debug)]
-pub(crate) struct Work {
-    _held: File,
 }
 
 impl Folder {
@@ -133,48 +123,12 @@ impl Folder {
     /// # Errors
     /// [`Kind::Timeout`] when another command does not finish.
     pub(crate) async fn work(&self) -> Result<Option<Work>> {
-        let until = Instant::now() + WORK_DEADLINE;
-        loop {
-            let Some(file) = self.open_folder()? else {
-                return Ok(None);
-            };
-            if try_lock(&file)? {
-                // The folder may have been removed, and made again, while we waited.
-                if same_file(&file, &self.path) {
-                    return Ok(Some(Work { _held: file }));
-                }
-                continue;
-            }
-            if Instant::now() > until {
-                return Err(Error::new(
-                    Kind::Timeout,
-                    format!(
-                        "another command has been working on `{}` for {} s",
-                        self.path.display(),
-                        WORK_DEADLINE.as_secs()
-                    ),
-                ));
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
+        hold::work(&self.path).await
     }
 
     /// Another command works on this machine right now.
     pub(crate) fn worked_on(&self) -> Result<bool> {
-        match self.open_folder()? {
-            Some(file) => Ok(!try_lock(&file)?),
-            None => Ok(false),
-        }
-    }
-
-    fn open_folder(&self) -> Result<Option<File>> {
-        match File::open(&self.path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).or_fail(Kind::Io, || {
-                format!("failed to open `{}`", self.path.display())
-            }),
-        }
+        hold::worked_on(&self.path)
     }
 
     /// A process of this machine lives. The lock is the process's own: it goes with it, however it ends.
@@ -226,25 +180,6 @@ impl Folder {
 
     fn lock_path(&self) -> PathBuf {
         self.path.join("vm.lock")
-    }
-}
-
-/// Takes an exclusive lock on an open file, if nobody has it.
-pub(crate) fn try_lock(file: &File) -> Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
-        Err(error) => {
-            Err(Error::new(Kind::Io, "failed to lock a file of a machine").because(error))
-        }
-    }
-}
-
-fn same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
     }
 }
 

@@ -15,9 +15,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use forge_driver::hold::try_lock;
 use forge_driver::{Context, Error, Kind, Result};
 
-use crate::folder::try_lock;
 use crate::sockets::PORT;
 
 /// The name of the switch's own socket.

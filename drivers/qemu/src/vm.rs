@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use forge_driver::{
-    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec,
+    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec, versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,22 +86,7 @@ impl Vm {
     /// # Errors
     /// [`Kind::Newer`] for a later format, [`Kind::Corrupt`] for anything else that does not fit.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            format: u32,
-        }
-        let corrupt = |error: serde_json::Error| {
-            Error::new(Kind::Corrupt, "not a machine's record").because(error)
-        };
-        let Versioned { format } = serde_json::from_slice(text).map_err(corrupt)?;
-        if format > FORMAT {
-            return Err(Error::new(
-                Kind::Newer,
-                format!("format {format} is newer than this forge, which knows {FORMAT}"),
-            )
-            .hint("use the forge that made this machine, or a newer one"));
-        }
-        serde_json::from_slice(text).map_err(corrupt)
+        versioned::parse(text, FORMAT, "a machine's record")
     }
 
     /// All forwards, those of the endpoints first.
