@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use forge_driver::options::Origins;
 use forge_driver::{
     Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
     Power, Result, Spec, Wants,
@@ -59,11 +60,7 @@ pub fn all() -> &'static [Entry] {
                 let options =
                     forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
                 let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
-                let origins = origins
-                    .into_iter()
-                    .map(|(name, origin)| (name.to_owned(), format!("{origin:?}").to_lowercase()))
-                    .collect();
-                Ok((recorded(&config)?, origins))
+                Ok((recorded(&config)?, texts(origins)))
             },
             default: || recorded(&forge_qemu::Config::default()),
             network: |config| {
@@ -79,6 +76,32 @@ pub fn all() -> &'static [Entry] {
             open: |config, home| {
                 let config: forge_qemu::Config = understood("qemu", config)?;
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
+            },
+        },
+        Entry {
+            id: "libvirt",
+            about: "domains of libvirt on this host, on a network that this host reaches directly",
+            augment: |command| forge_libvirt::Options::augment_args(command),
+            resolve: |matches| {
+                let options =
+                    forge_libvirt::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_libvirt::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || recorded(&forge_libvirt::Config::default()),
+            network: |config| {
+                Ok(Some(
+                    understood::<forge_libvirt::Config>("libvirt", config)?.network_cidr,
+                ))
+            },
+            access: |store| {
+                Arc::new(NetworkAccess {
+                    store: store.clone(),
+                })
+            },
+            open: |config, home| {
+                let config: forge_libvirt::Config = understood("libvirt", config)?;
+                Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
             },
         },
         #[cfg(feature = "lab")]
@@ -114,18 +137,18 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     })
 }
 
-/// Opens the driver `id` on `store` with a recorded configuration. Every call is a span and, in test
+/// Opens the driver `id` on the store with a recorded configuration. Every call is a span and, in test
 /// builds, a point at which the process can abort.
 ///
 /// # Errors
 /// When the driver is unknown or does not understand the configuration.
-pub fn open(id: &str, config: &Value, store: &Store, events: &Events) -> Result<Arc<dyn Driver>> {
+pub fn open(forge: &Forge, id: &str, config: &Value) -> Result<Arc<dyn Driver>> {
     let entry = known(id)?;
-    let home = home(id, store)?;
+    let home = home(forge, id)?;
     let inner = (entry.open)(config, home)?;
     Ok(Arc::new(Observed {
         inner,
-        events: events.clone(),
+        events: forge.events.clone(),
     }))
 }
 
@@ -147,17 +170,19 @@ fn known(id: &str) -> Result<&'static Entry> {
     })
 }
 
-/// Where the driver `id` of `store` keeps what is its own.
+/// Where the driver `id` keeps what is its own.
 ///
 /// # Errors
 /// When a folder cannot be made, or somebody else's lies in its place.
-pub fn home(id: &str, store: &Store) -> Result<DriverHome> {
+pub fn home(forge: &Forge, id: &str) -> Result<DriverHome> {
+    let store = &forge.store;
     let dir = store.driver_dir(id);
     forge_driver::atomic::private_folder(&dir)?;
     Ok(DriverHome {
         dir,
         store: store.root().to_owned(),
         runtime: runtime(store)?,
+        assets: forge.assets.clone(),
     })
 }
 
@@ -196,6 +221,14 @@ fn private(folder: &Path, me: u32) -> Result<()> {
                 .hint("remove it, or ask its owner to"),
         )
     }
+}
+
+/// Where each value came from, as it is recorded.
+fn texts(origins: Origins) -> BTreeMap<String, String> {
+    origins
+        .into_iter()
+        .map(|(name, origin)| (name.to_owned(), format!("{origin:?}").to_lowercase()))
+        .collect()
 }
 
 fn options_lost(error: clap::Error) -> Error {
@@ -301,7 +334,7 @@ impl Driver for Observed {
 /// # Errors
 /// When the store cannot be used.
 pub async fn findings(forge: &Forge) -> Result<Vec<(String, Vec<Finding>)>> {
-    let home = home("qemu", &forge.store)?;
+    let home = home(forge, "qemu")?;
     // The accelerator is tried with the kernel of a base image, when there is one.
     let images = forge.images();
     let kernel = images

@@ -81,7 +81,7 @@ async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row>
     for (id, machines) in by_driver {
         let claims: Vec<Claim> = machines.iter().map(|(claim, _)| *claim).collect();
         let answer = async {
-            let driver = registry::open(&id, &machines[0].1, &forge.store, &forge.events)?;
+            let driver = registry::open(forge, &id, &machines[0].1)?;
             driver.observe(&claims).await
         };
         match timeout(PROVIDER_WAIT, answer).await {

@@ -165,7 +165,7 @@ pub async fn states<'a>(
         let Some(first) = records.first() else {
             continue;
         };
-        let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
+        let driver = registry::open(forge, id, &first.config)?;
         let claims: Vec<Claim> = records.iter().map(|record| record.claim).collect();
         states.extend(
             driver

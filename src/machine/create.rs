@@ -81,7 +81,7 @@ pub async fn claim(forge: &Forge, wish: &Wish) -> Result<Record> {
 }
 
 async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
-    let driver = registry::open(wish.driver, &wish.config, &forge.store, &forge.events)?;
+    let driver = registry::open(forge, wish.driver, &wish.config)?;
     let folder = forge.store.machine_dir(&wish.name);
     atomic::private_folder(&folder)?;
     let key = generate_key(&format!("forge {}", wish.name))?;
@@ -210,7 +210,7 @@ pub async fn check_host(
     config: &Value,
     machines: usize,
 ) -> Result<()> {
-    let driver = registry::open(driver, config, &forge.store, &forge.events)?;
+    let driver = registry::open(forge, driver, config)?;
     check_network(forge, &*driver, machines)?;
     driver.check(&[]).await
 }
@@ -239,7 +239,7 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
         let Some(first) = wishes.first() else {
             continue;
         };
-        let driver = registry::open(id, &first.config, &forge.store, &forge.events)?;
+        let driver = registry::open(forge, id, &first.config)?;
         let network = check_network(forge, &*driver, wishes.len())?;
         let mut specs = Vec::with_capacity(wishes.len());
         for wish in wishes {

@@ -44,7 +44,7 @@ pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
         .filter(|entry| id.as_deref().is_none_or(|id| id == entry.id))
     {
         let config = (entry.default)().unwrap_or(serde_json::Value::Null);
-        let driver = registry::open(entry.id, &config, &forge.store, &forge.events)?;
+        let driver = registry::open(forge, entry.id, &config)?;
         let claims = match claim {
             Some(claim) => vec![claim],
             None => lost(forge, &*driver, name).await?,

@@ -58,7 +58,7 @@ impl Forge {
     /// # Errors
     /// When this forge has no such driver.
     pub fn driver(&self, record: &Record) -> Result<Arc<dyn Driver>> {
-        registry::open(&record.driver, &record.config, &self.store, &self.events)
+        registry::open(self, &record.driver, &record.config)
     }
 
     /// The way to a recorded machine.

@@ -1,7 +1,7 @@
 //! The NoCloud seed of a machine, from its record and the keys beside it.
 
 use forge_driver::assets::Assets;
-use forge_driver::{Context, Error, Kind, Result, Seed};
+use forge_driver::{Context, Error, Kind, Mac, Result, Seed};
 use serde_json::json;
 use tera::Tera;
 
@@ -19,18 +19,20 @@ pub(super) fn render(
     authorized_key: &str,
     first_host_key: &KeyPair,
 ) -> Result<Seed> {
-    let mut nics = vec![json!({
-        "mac": record.placement.outer_mac,
-        "dhcp": true,
-        "address": null,
-    })];
-    if let Some(nic) = &record.placement.nic {
-        nics.push(json!({
-            "mac": nic.mac,
-            "dhcp": false,
-            "address": format!("{}/{}", nic.address, nic.network.cidr.prefix_len()),
-        }));
-    }
+    let placement = &record.placement;
+    let led_out = |mac: Mac| json!({"mac": mac, "dhcp": true, "address": null});
+    let nics = match &placement.nic {
+        Some(nic) if placement.leased => vec![led_out(nic.mac)],
+        Some(nic) => vec![
+            led_out(placement.outer_mac),
+            json!({
+                "mac": nic.mac,
+                "dhcp": false,
+                "address": format!("{}/{}", nic.address, nic.network.cidr.prefix_len()),
+            }),
+        ],
+        None => vec![led_out(placement.outer_mac)],
+    };
     let values = json!({
         "name": record.name,
         "user": record.ssh.user,

@@ -36,6 +36,9 @@ pub struct Placement {
     pub loopback: Option<Ipv4Addr>,
     /// Its place on the internal network.
     pub nic: Option<Nic>,
+    /// The internal network leads out as well and gives out its addresses itself: there is no other interface.
+    #[serde(default)]
+    pub leased: bool,
     /// The hardware address of the interface that leads out.
     pub outer_mac: Mac,
     /// SSH as forwarded by the host.
@@ -127,6 +130,7 @@ pub fn allocate(
     Ok(Placement {
         loopback,
         nic,
+        leased: wants.leased,
         outer_mac: Mac::of(claim, 0),
         ssh,
         engine,
@@ -433,6 +437,7 @@ mod tests {
         Wants {
             forwards: true,
             network: Some("10.133.7.0/24".parse().expect("cidr")),
+            leased: false,
         }
     }
 

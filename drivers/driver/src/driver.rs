@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 
+use crate::assets::Assets;
 use crate::claim::Claim;
 use crate::error::Result;
 use crate::instance::{Instance, Observation, Power};
@@ -102,6 +103,9 @@ pub struct Wants {
     pub forwards: bool,
     /// The machine has an interface on an internal network of this range: it needs an address there.
     pub network: Option<Ipv4Net>,
+    /// That network leads out as well, and its own server gives the machine its address: there is no other
+    /// interface.
+    pub leased: bool,
 }
 
 /// Where a driver keeps what is its own.
@@ -113,4 +117,6 @@ pub struct DriverHome {
     pub store: PathBuf,
     /// A short directory for sockets (mode 0700). It does not survive a reboot of the host.
     pub runtime: PathBuf,
+    /// Templates, as the user may have replaced them.
+    pub assets: Assets,
 }

@@ -20,6 +20,7 @@ pub mod options;
 pub mod process;
 pub mod seed;
 mod spec;
+pub mod trial;
 pub mod versioned;
 
 pub use claim::Claim;

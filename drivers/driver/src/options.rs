@@ -1,10 +1,12 @@
 //! What the options of every driver share: where a value came from, and how a size is written.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -74,6 +76,34 @@ pub fn size(flag: &str, text: &str) -> Result<u64> {
         .ok()
         .and_then(|number| number.checked_mul(factor))
         .ok_or_else(malformed)
+}
+
+/// Refuses what cannot be a network between machines, as `flag` has it.
+///
+/// # Errors
+/// [`Kind::Usage`] for an address, a range too small or too large, and one that is not private.
+pub fn private_range(flag: &str, net: Ipv4Net) -> Result<()> {
+    let usage = |message: String| Error::new(Kind::Usage, message);
+    if net.addr() != net.network() {
+        return Err(usage(format!("`{flag} {net}` is an address, not a range"))
+            .hint(format!("did you mean `{}`?", net.trunc())));
+    }
+    if !(8..=29).contains(&net.prefix_len()) {
+        return Err(usage(format!(
+            "`{flag} {net}` must have a prefix from /8 to /29"
+        )));
+    }
+    if !net.addr().is_private() && !shared_space(net) {
+        return Err(usage(format!(
+            "`{flag} {net}` is not private: take a range from 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
+        )));
+    }
+    Ok(())
+}
+
+/// RFC 6598's range, which is nobody's public address either.
+fn shared_space(net: Ipv4Net) -> bool {
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10).contains(&net)
 }
 
 #[cfg(test)]

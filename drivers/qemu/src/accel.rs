@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forge_driver::hold::try_lock;
+use forge_driver::trial::{Ended, judge};
 use forge_driver::{DriverHome, Error, KernelFiles, Kind, Result, atomic, process};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -316,48 +317,7 @@ async fn boot(config: &Config, candidate: &str, kernel: &Path) -> Result<(bool, 
         Err(error) => return Err(error),
     };
     let said = String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
-    Ok(judge(&said, &ended))
-}
-
-#[derive(Debug)]
-enum Ended {
-    Well,
-    Badly(String),
-    Never,
-}
-
-/// What a trial says about the accelerator: it works when the kernel ran until it missed its root
-/// file system, and for no other reason.
-fn judge(said: &str, ended: &Ended) -> (bool, String) {
-    let panic = said.lines().find_map(|line| {
-        line.split_once("Kernel panic - not syncing: ")
-            .map(|(_, why)| why.trim())
-    });
-    let reached_the_disk = panic.is_some_and(|why| why.starts_with("VFS:"));
-    let last = process::tail(said, 1);
-    match (ended, panic) {
-        (_, Some(_)) if reached_the_disk => (true, "a trial kernel booted".into()),
-        (Ended::Badly(why), _) => (false, format!("a trial kernel did not boot: {why}")),
-        (_, Some(why)) => (false, format!("a trial kernel did not boot: {why}")),
-        (Ended::Never, None) if last.is_empty() => (
-            false,
-            format!(
-                "a trial kernel said nothing within {} s",
-                TRIAL_DEADLINE.as_secs()
-            ),
-        ),
-        (Ended::Never, None) => (
-            false,
-            format!(
-                "a trial kernel hung for {} s; its last words: {last}",
-                TRIAL_DEADLINE.as_secs()
-            ),
-        ),
-        (Ended::Well, None) => (
-            false,
-            "a trial kernel ended before it looked for a disk".into(),
-        ),
-    }
+    Ok(judge(&said, &ended, TRIAL_DEADLINE))
 }
 
 /// This host's own kernel, where it is a file that this user may read.
@@ -376,34 +336,6 @@ fn host_kernel() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PANIC: &str = "[    0.000000] Linux version 6.1\n[    0.5] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
-
-    #[test]
-    fn a_kernel_that_misses_its_disk_has_booted() {
-        assert!(judge(PANIC, &Ended::Well).0);
-        assert!(
-            judge(PANIC, &Ended::Never).0,
-            "it came far enough, whatever happened to the reboot"
-        );
-    }
-
-    #[test]
-    fn anything_else_has_not() {
-        let (works, why) = judge(
-            "[    0.0] Linux version 6.1\n[    0.1] x2apic\n",
-            &Ended::Never,
-        );
-        assert!(!works && why.contains("x2apic"), "{why}");
-        assert!(!judge("", &Ended::Never).0);
-        assert!(!judge("", &Ended::Well).0);
-        let (works, why) = judge(
-            "",
-            &Ended::Badly("QEMU ended with signal 6: kvm_buf_set_msrs".into()),
-        );
-        assert!(!works && why.contains("kvm_buf_set_msrs"), "{why}");
-        assert!(!judge("Kernel panic - not syncing: Fatal exception", &Ended::Well).0);
-    }
 
     #[test]
     fn candidates_follow_the_system_and_the_wish() {

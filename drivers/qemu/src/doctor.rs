@@ -119,6 +119,7 @@ mod tests {
             dir: folder.path().join("drivers/qemu"),
             store: folder.path().to_owned(),
             runtime: folder.path().join("run"),
+            assets: forge_driver::assets::Assets::default(),
         };
         let config = Config {
             binary: "/nonexistent/qemu".into(),

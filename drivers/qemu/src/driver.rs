@@ -351,6 +351,7 @@ impl Driver for QemuDriver {
         Wants {
             forwards: true,
             network: Some(self.inner.config.network_cidr),
+            leased: false,
         }
     }
 

@@ -247,23 +247,7 @@ impl Config {
             return usage("`--qemu-binary` is empty".into());
         }
         let net = self.network_cidr;
-        if net.addr() != net.network() {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("`--qemu-network-cidr {net}` is an address, not a range"),
-            )
-            .hint(format!("did you mean `{}`?", net.trunc())));
-        }
-        if !(8..=29).contains(&net.prefix_len()) {
-            return usage(format!(
-                "`--qemu-network-cidr {net}` must have a prefix from /8 to /29"
-            ));
-        }
-        if !net.addr().is_private() && !shared_space(net) {
-            return usage(format!(
-                "`--qemu-network-cidr {net}` is not private: take a range from 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
-            ));
-        }
+        options::private_range("--qemu-network-cidr", net)?;
         if net.contains(&NAT) || NAT.contains(&net) {
             return usage(format!(
                 "`--qemu-network-cidr {net}` overlaps {NAT}, through which every machine of this driver reaches the outside"
@@ -271,11 +255,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// RFC 6598's range, which is nobody's public address either.
-fn shared_space(net: Ipv4Net) -> bool {
-    Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 64, 0, 0), 10).contains(&net)
 }
 
 #[cfg(test)]

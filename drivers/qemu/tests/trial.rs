@@ -10,6 +10,7 @@ fn home(root: &std::path::Path) -> DriverHome {
         dir: root.join("drivers/qemu"),
         store: root.to_owned(),
         runtime: root.join("run"),
+        assets: forge_driver::assets::Assets::default(),
     }
 }
 

@@ -68,6 +68,7 @@ impl Store {
             dir: self.root.join("drivers/qemu"),
             store: self.root.clone(),
             runtime: self.root.join("run"),
+            assets: forge_driver::assets::Assets::default(),
         }
     }
 

@@ -1,0 +1,22 @@
+//! The driver `libvirt`: domains of a libvirt daemon, here or on another host.
+//!
+//! libvirt is spoken to through `virsh`, so forge itself starts on a machine that has no libvirt. What a
+//! machine needs is on disk before the daemon is asked; the domain's UUID is the claim, and its metadata
+//! say so once more: a domain that does not is nobody's business here.
+//!
+//! A machine has one interface, on a network that forge makes: NAT leads out of it, and the network's DHCP
+//! server gives each machine an address of its own, fixed by its hardware address. The host reaches it there.
+//!
+//! It knows no records, no SSH, no playbooks and no terminal.
+
+mod accel;
+mod domain;
+mod driver;
+mod network;
+mod options;
+mod storage;
+mod virsh;
+mod vm;
+
+pub use driver::LibvirtDriver;
+pub use options::{AccelChoice, Config, Options};

@@ -1,0 +1,333 @@
+//! What a user can choose, and what it is resolved to.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args, ValueEnum};
+use forge_driver::options::{self, Origin, Origins};
+use forge_driver::{Error, Kind, Result};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// What a user can choose about machines of this driver. Every field may be absent, so that flags,
+/// environment and file can be told from defaults.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[command(next_help_heading = "Driver libvirt")]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Make machines at this libvirt [default: qemu:///system]
+    #[arg(
+        id = "libvirt_uri",
+        long = "libvirt-uri",
+        value_name = "URI",
+        env = "FORGE_LIBVIRT_URI",
+        hide_env_values = true
+    )]
+    pub uri: Option<String>,
+    /// Give each machine this much memory, in MiB [default: 1024]
+    #[arg(
+        id = "libvirt_memory",
+        long = "libvirt-memory",
+        value_name = "MIB",
+        env = "FORGE_LIBVIRT_MEMORY",
+        hide_env_values = true
+    )]
+    pub memory: Option<u32>,
+    /// Give each machine this many processors [default: 1]
+    #[arg(
+        id = "libvirt_cpus",
+        long = "libvirt-cpus",
+        value_name = "N",
+        env = "FORGE_LIBVIRT_CPUS",
+        hide_env_values = true
+    )]
+    pub cpus: Option<u16>,
+    /// Give each machine a disk of this size, in GiB or with a unit (M, G, T); it takes space only as it fills [default: 20G]
+    #[arg(
+        id = "libvirt_disk_size",
+        long = "libvirt-disk-size",
+        value_name = "SIZE",
+        env = "FORGE_LIBVIRT_DISK_SIZE",
+        hide_env_values = true
+    )]
+    pub disk_size: Option<String>,
+    /// Choose how guests run; `auto` tries KVM with a guest and falls back to emulation [default: auto]
+    #[arg(
+        id = "libvirt_accel",
+        long = "libvirt-accel",
+        value_name = "NAME",
+        env = "FORGE_LIBVIRT_ACCEL",
+        hide_env_values = true
+    )]
+    pub accel: Option<AccelChoice>,
+    /// Keep disks in this storage pool; `default` is made when there is none [default: default]
+    #[arg(
+        id = "libvirt_pool",
+        long = "libvirt-pool",
+        value_name = "POOL",
+        env = "FORGE_LIBVIRT_POOL",
+        hide_env_values = true
+    )]
+    pub pool: Option<String>,
+    /// Use this range for the network that forge makes [default: 10.133.8.0/24]
+    #[arg(
+        id = "libvirt_network_cidr",
+        long = "libvirt-network-cidr",
+        value_name = "CIDR",
+        env = "FORGE_LIBVIRT_NETWORK_CIDR",
+        hide_env_values = true
+    )]
+    pub network_cidr: Option<Ipv4Net>,
+    /// Start machines with their host [default: no]
+    #[arg(
+        id = "libvirt_autostart",
+        long = "libvirt-autostart",
+        value_name = "WHETHER",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        env = "FORGE_LIBVIRT_AUTOSTART",
+        hide_env_values = true
+    )]
+    pub autostart: Option<bool>,
+    /// Run this virsh program, a name or a path [default: virsh]
+    #[arg(
+        id = "libvirt_virsh",
+        long = "libvirt-virsh",
+        value_name = "PROGRAM",
+        env = "FORGE_LIBVIRT_VIRSH",
+        hide_env_values = true
+    )]
+    pub virsh: Option<PathBuf>,
+}
+
+/// How guests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelChoice {
+    /// KVM when a guest boots under it, else emulation.
+    #[default]
+    Auto,
+    /// KVM.
+    Kvm,
+    /// QEMU's emulation.
+    Qemu,
+}
+
+/// What a machine is made with: every default applied. It alone is recorded. It holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The daemon.
+    pub uri: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u16,
+    /// Virtual size of the disk in bytes.
+    pub disk_bytes: u64,
+    /// How guests run, as asked for.
+    pub accel: AccelChoice,
+    /// The storage pool.
+    pub pool: String,
+    /// The range of forge's network.
+    pub network_cidr: Ipv4Net,
+    /// Machines start with their host.
+    pub autostart: bool,
+    /// The virsh program.
+    pub virsh: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            uri: "qemu:///system".into(),
+            memory_mib: 1024,
+            cpus: 1,
+            disk_bytes: 20 << 30,
+            accel: AccelChoice::Auto,
+            pool: "default".into(),
+            network_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 133, 8, 0), 24),
+            autostart: false,
+            virsh: "virsh".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Applies the defaults, and says of each value where it came from. `matches` are those that the
+    /// options were parsed from; without them every value present counts as a flag.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for values that make no sense, whatever the host.
+    pub fn resolve(options: &Options, matches: Option<&ArgMatches>) -> Result<(Self, Origins)> {
+        let origins = [
+            ("libvirt-uri", options.uri.is_some()),
+            ("libvirt-memory", options.memory.is_some()),
+            ("libvirt-cpus", options.cpus.is_some()),
+            ("libvirt-disk-size", options.disk_size.is_some()),
+            ("libvirt-accel", options.accel.is_some()),
+            ("libvirt-pool", options.pool.is_some()),
+            ("libvirt-network-cidr", options.network_cidr.is_some()),
+            ("libvirt-autostart", options.autostart.is_some()),
+            ("libvirt-virsh", options.virsh.is_some()),
+        ]
+        .into_iter()
+        .map(|(flag, given)| (flag, Origin::of(matches, flag, given)))
+        .collect();
+        let default = Self::default();
+        let config = Self {
+            uri: options.uri.clone().unwrap_or(default.uri),
+            memory_mib: options.memory.unwrap_or(default.memory_mib),
+            cpus: options.cpus.unwrap_or(default.cpus),
+            disk_bytes: match &options.disk_size {
+                Some(text) => options::size("--libvirt-disk-size", text)?,
+                None => default.disk_bytes,
+            },
+            accel: options.accel.unwrap_or(default.accel),
+            pool: options.pool.clone().unwrap_or(default.pool),
+            network_cidr: options.network_cidr.unwrap_or(default.network_cidr),
+            autostart: options.autostart.unwrap_or(default.autostart),
+            virsh: options.virsh.clone().unwrap_or(default.virsh),
+        };
+        config.sane()?;
+        Ok((config, origins))
+    }
+
+    fn sane(&self) -> Result<()> {
+        let usage = |message: String| Err(Error::new(Kind::Usage, message));
+        if self.uri != "qemu:///system" {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("`--libvirt-uri {}` is not one that forge can use", self.uri),
+            )
+            .hint("it is `qemu:///system`, the libvirt of this host"));
+        }
+        if !(128..=(16 << 20)).contains(&self.memory_mib) {
+            return usage(format!(
+                "`--libvirt-memory {}` is out of range: it is in MiB, from 128 to 16777216",
+                self.memory_mib
+            ));
+        }
+        if !(1..=255).contains(&self.cpus) {
+            return usage(format!(
+                "`--libvirt-cpus {}` is out of range: 1 to 255",
+                self.cpus
+            ));
+        }
+        if !((64 << 20)..=(64 << 40)).contains(&self.disk_bytes) {
+            return usage("`--libvirt-disk-size` is out of range: 64M to 64T".into());
+        }
+        if self.pool.is_empty()
+            || self.pool.starts_with('-')
+            || self.pool.contains(char::is_whitespace)
+        {
+            return usage(format!("`--libvirt-pool {}` is not a name", self.pool));
+        }
+        if self.virsh.as_os_str().is_empty() {
+            return usage("`--libvirt-virsh` is empty".into());
+        }
+        options::private_range("--libvirt-network-cidr", self.network_cidr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Whole {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn resolved(words: &[&str]) -> Result<(Config, Origins)> {
+        let mut all = vec!["forge"];
+        all.extend(words);
+        let matches = Whole::command().try_get_matches_from(all).expect("parses");
+        let whole = Whole::from_arg_matches(&matches).expect("fits");
+        Config::resolve(&whole.options, Some(&matches))
+    }
+
+    #[test]
+    fn the_command_holds_together_and_every_name_carries_the_prefix() {
+        let command = Whole::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments() {
+            assert!(argument.get_id().as_str().starts_with("libvirt_"));
+            assert!(
+                argument
+                    .get_long()
+                    .is_some_and(|long| long.starts_with("libvirt-"))
+            );
+            let env = argument.get_env().expect("an environment variable");
+            assert!(env.to_string_lossy().starts_with("FORGE_LIBVIRT_"));
+            assert!(argument.is_hide_env_values_set());
+        }
+    }
+
+    #[test]
+    fn every_option_arrives_with_its_origin() {
+        let (config, origins) = resolved(&[
+            "--libvirt-uri",
+            "qemu:///system",
+            "--libvirt-memory",
+            "2048",
+            "--libvirt-cpus",
+            "2",
+            "--libvirt-disk-size",
+            "40",
+            "--libvirt-accel",
+            "qemu",
+            "--libvirt-pool",
+            "fast",
+            "--libvirt-network-cidr",
+            "10.9.0.0/24",
+            "--libvirt-autostart",
+            "--libvirt-virsh",
+            "/opt/virsh",
+        ])
+        .expect("fine");
+        assert_eq!(
+            config,
+            Config {
+                uri: "qemu:///system".into(),
+                memory_mib: 2048,
+                cpus: 2,
+                disk_bytes: 40 << 30,
+                accel: AccelChoice::Qemu,
+                pool: "fast".into(),
+                network_cidr: "10.9.0.0/24".parse().expect("a range"),
+                autostart: true,
+                virsh: "/opt/virsh".into(),
+            }
+        );
+        assert!(
+            origins.values().all(|origin| *origin == Origin::Flag),
+            "{origins:?}"
+        );
+        let (config, origins) = resolved(&[]).expect("fine");
+        assert_eq!(config, Config::default());
+        assert!(origins.values().all(|origin| *origin == Origin::Default));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name() {
+        for words in [
+            ["--libvirt-uri", "xen:///"],
+            ["--libvirt-uri", "qemu:///session"],
+            ["--libvirt-uri", ""],
+            ["--libvirt-memory", "5"],
+            ["--libvirt-cpus", "0"],
+            ["--libvirt-disk-size", "1M"],
+            ["--libvirt-pool", "two words"],
+            ["--libvirt-network-cidr", "10.133.8.5/24"],
+            ["--libvirt-network-cidr", "8.8.8.0/24"],
+        ] {
+            let error = resolved(&words).expect_err("nonsense");
+            assert_eq!(error.kind(), Kind::Usage, "{words:?}");
+            assert!(error.message().contains(words[0]), "{}", error.message());
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Volumes in a storage pool: the base image once, and for each machine an overlay and a seed.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use forge_driver::{BaseImage, Context, Error, Kind, Result, Seed, atomic, hold, seed};
+
+use crate::virsh::Virsh;
+use crate::vm::Vm;
+
+/// The pool that forge makes when it is asked for and not there, where libvirt's own tools make it.
+const DEFAULT: &str = "default";
+const DEFAULT_TARGET: &str = "/var/lib/libvirt/images";
+
+/// One storage pool.
+pub(crate) struct Pool<'a> {
+    pub(crate) virsh: &'a Virsh,
+    pub(crate) name: &'a str,
+}
+
+/// What the daemon says of a pool.
+pub(crate) struct Seen {
+    /// The folder that its volumes lie in.
+    pub(crate) target: PathBuf,
+    /// Bytes that may still be written.
+    pub(crate) available: u64,
+}
+
+impl Pool<'_> {
+    /// The pool is there, or can be made.
+    ///
+    /// # Errors
+    /// [`Kind::Precheck`] with the pools that there are.
+    pub(crate) async fn check(&self) -> Result<Option<Seen>> {
+        let pools = self.virsh.call(&["pool-list", "--all", "--name"]).await?;
+        let names: Vec<&str> = pools
+            .lines()
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect();
+        if names.contains(&self.name) {
+            return self.look().await.map(Some);
+        }
+        if self.name == DEFAULT {
+            return Ok(None);
+        }
+        Err(Error::new(
+            Kind::Precheck,
+            format!(
+                "libvirt at `{}` has no storage pool `{}`",
+                self.virsh.uri(),
+                self.name
+            ),
+        )
+        .hint(if names.is_empty() {
+            "there is none yet; without `--libvirt-pool` forge makes the pool `default`".to_owned()
+        } else {
+            format!("there are `{}`", names.join("`, `"))
+        }))
+    }
+
+    /// The pool is there and started.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be started.
+    pub(crate) async fn ensure(&self) -> Result<Seen> {
+        if self
+            .check()
+            .await
+            .map_err(|error| error.of_kind(Kind::NotFound))?
+            .is_none()
+        {
+            let words = ["pool-define-as", DEFAULT, "dir", "--target", DEFAULT_TARGET];
+            match self.virsh.call(&words).await {
+                // Another command was faster.
+                Err(error) if error.kind() != Kind::Exists => return Err(error),
+                _ => {}
+            }
+            self.virsh.call(&["pool-build", DEFAULT]).await?;
+            self.virsh.call(&["pool-autostart", DEFAULT]).await?;
+        }
+        let active = self.virsh.call(&["pool-list", "--name"]).await?;
+        if !active.lines().any(|name| name.trim() == self.name)
+            && let Err(error) = self.virsh.call(&["pool-start", self.name]).await
+        {
+            let active = self.virsh.call(&["pool-list", "--name"]).await?;
+            if !active.lines().any(|name| name.trim() == self.name) {
+                return Err(error);
+            }
+        }
+        self.look().await
+    }
+
+    async fn look(&self) -> Result<Seen> {
+        let text = self.virsh.call(&["pool-dumpxml", self.name]).await?;
+        seen(&text).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!(
+                    "the storage pool `{}` has no folder that forge could use",
+                    self.name
+                ),
+            )
+            .hint("choose a pool of the type `dir` with `--libvirt-pool`")
+        })
+    }
+
+    /// The names of the volumes.
+    async fn volumes(&self) -> Result<Vec<String>> {
+        let text = self.virsh.call(&["vol-list", "--pool", self.name]).await?;
+        // Name and path, in columns.
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// The base image as the volume `name`, uploaded when it is not there whole. `notes` is a folder in which
+    /// it is noted that it is.
+    ///
+    /// # Errors
+    /// What libvirt said; an upload that was cut off begins anew.
+    pub(crate) async fn base(&self, name: &str, image: &BaseImage, notes: &Path) -> Result<()> {
+        atomic::private_folder(notes)?;
+        let _work = hold::work(notes).await?;
+        let size = fs::metadata(&image.disk)
+            .or_fail(Kind::NotFound, || {
+                format!("failed to find the base image `{}`", image.disk.display())
+            })?
+            .len();
+        let whole = format!("{size}\n");
+        let note = notes.join(format!("{}.{name}", self.name));
+        let there = self.volumes().await?.iter().any(|volume| volume == name);
+        if there && fs::read_to_string(&note).is_ok_and(|text| text == whole) {
+            return Ok(());
+        }
+        remove_file(&note)?;
+        if there {
+            self.delete(name).await?;
+        }
+        // Made as raw, so that it is taken as it is; libvirt reads the format from the file itself afterwards.
+        let capacity = size.to_string();
+        self.virsh
+            .call(&[
+                "vol-create-as",
+                self.name,
+                name,
+                &capacity,
+                "--format",
+                "raw",
+                "--allocation",
+                "0",
+            ])
+            .await?;
+        let file = image.disk.to_string_lossy();
+        self.virsh
+            .transfer(&["vol-upload", name, &file, "--pool", self.name, "--sparse"])
+            .await
+            .map_err(|error| error.context("failed to bring the base image to libvirt"))?;
+        self.virsh.call(&["pool-refresh", self.name]).await?;
+        atomic::write(&note, whole.as_bytes(), 0o600)
+    }
+
+    /// Removes the base image `name`.
+    ///
+    /// # Errors
+    /// What libvirt said. Gone already: succeeds.
+    pub(crate) async fn drop_base(&self, name: &str, notes: &Path) -> Result<()> {
+        atomic::private_folder(notes)?;
+        let _work = hold::work(notes).await?;
+        remove_file(&notes.join(format!("{}.{name}", self.name)))?;
+        self.delete(name).await
+    }
+
+    /// The overlay of a machine, unless it is there.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub(crate) async fn disk(&self, vm: &Vm, bytes: u64) -> Result<()> {
+        let disk = vm.disk();
+        if self.volumes().await?.contains(&disk) {
+            return Ok(());
+        }
+        let bytes = bytes.to_string();
+        let words = [
+            "vol-create-as",
+            self.name,
+            &disk,
+            &bytes,
+            "--format",
+            "qcow2",
+            "--backing-vol",
+            &vm.base,
+            "--backing-vol-format",
+            "qcow2",
+        ];
+        self.virsh.call(&words).await.map(drop)
+    }
+
+    /// Writes the seed of a machine. `folder` is the machine's own: a copy lies there for a moment.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub(crate) async fn seed(&self, vm: &Vm, seed: &Seed, folder: &Path) -> Result<()> {
+        self.write(&vm.seed(), &seed::image(seed)?, folder).await
+    }
+
+    /// Overwrites the seed of a machine with zeros.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub(crate) async fn blank(&self, vm: &Vm, folder: &Path) -> Result<()> {
+        let name = vm.seed();
+        let text = self
+            .virsh
+            .call(&["vol-info", &name, "--pool", self.name, "--bytes"])
+            .await?;
+        let size = capacity(&text).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("the size of the seed `{name}` cannot be told"),
+            )
+            .because(text.clone())
+        })?;
+        self.write(&name, &vec![0; size], folder).await
+    }
+
+    async fn write(&self, name: &str, bytes: &[u8], folder: &Path) -> Result<()> {
+        if !self.volumes().await?.iter().any(|volume| volume == name) {
+            let size = bytes.len().to_string();
+            self.virsh
+                .call(&["vol-create-as", self.name, name, &size, "--format", "raw"])
+                .await?;
+        }
+        let copy = Copy::new(folder.join(".upload"), bytes)?;
+        let file = copy.0.to_string_lossy();
+        self.virsh
+            .call(&["vol-upload", name, &file, "--pool", self.name])
+            .await
+            .map(drop)
+    }
+
+    /// Brings a file to the pool as the volume `name`, which is not there yet; its path on the host.
+    pub(crate) async fn bring(&self, name: &str, file: &Path) -> Result<()> {
+        let size = fs::metadata(file)
+            .or_fail(Kind::NotFound, || {
+                format!("failed to find `{}`", file.display())
+            })?
+            .len()
+            .to_string();
+        self.virsh
+            .call(&["vol-create-as", self.name, name, &size, "--format", "raw"])
+            .await?;
+        let file = file.to_string_lossy();
+        self.virsh
+            .transfer(&["vol-upload", name, &file, "--pool", self.name])
+            .await
+            .map(drop)
+    }
+
+    /// What a file that a guest wrote holds; empty when there is none.
+    pub(crate) async fn read(&self, name: &str, folder: &Path) -> Result<String> {
+        self.virsh.call(&["pool-refresh", self.name]).await?;
+        if !self.volumes().await?.iter().any(|volume| volume == name) {
+            return Ok(String::new());
+        }
+        let copy = Copy::new(folder.join(".download"), b"")?;
+        let file = copy.0.to_string_lossy();
+        self.virsh
+            .call(&["vol-download", name, &file, "--pool", self.name])
+            .await?;
+        let bytes = fs::read(&copy.0).or_fail(Kind::Io, || format!("failed to read `{name}`"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Removes everything of a machine.
+    ///
+    /// # Errors
+    /// What libvirt said. Gone already: succeeds.
+    pub(crate) async fn remove(&self, vm: &Vm) -> Result<()> {
+        // The console became a file of the pool's without its knowing.
+        self.virsh.call(&["pool-refresh", self.name]).await?;
+        for name in [vm.disk(), vm.seed(), vm.console()] {
+            self.delete(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a volume. Gone already: succeeds.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub(crate) async fn delete(&self, name: &str) -> Result<()> {
+        if !self.volumes().await?.iter().any(|volume| volume == name) {
+            return Ok(());
+        }
+        match self
+            .virsh
+            .call(&["vol-delete", name, "--pool", self.name])
+            .await
+        {
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A file that is gone when this is dropped.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn new(path: PathBuf, bytes: &[u8]) -> Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let failed = |error| atomic::full(error, &format!("failed to write `{}`", path.display()));
+        fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(bytes))
+            .map_err(failed)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the machine's folder.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
+            error,
+            &format!("failed to remove `{}`", path.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the description of a pool (<https://libvirt.org/formatstorage.html>).
+fn seen(text: &str) -> Option<Seen> {
+    let document = roxmltree::Document::parse(text).ok()?;
+    let of = |name: &str| document.descendants().find(|node| node.has_tag_name(name));
+    let target = of("target")?
+        .children()
+        .find(|node| node.has_tag_name("path"))?
+        .text()?;
+    Some(Seen {
+        target: target.trim().into(),
+        available: of("available")
+            .and_then(|node| node.text())
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(u64::MAX),
+    })
+}
+
+/// The line `Capacity:` of `vol-info --bytes`.
+fn capacity(text: &str) -> Option<usize> {
+    text.lines()
+        .find_map(|line| line.strip_prefix("Capacity:"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_s_description_is_read() {
+        let found = seen(
+            "<pool type='dir'><name>p</name><available unit='bytes'>42</available>\
+             <target><path>/var/lib/x</path></target></pool>",
+        )
+        .expect("a pool");
+        assert_eq!(found.target, Path::new("/var/lib/x"));
+        assert_eq!(found.available, 42);
+        assert!(seen("<pool type='rbd'><name>p</name></pool>").is_none());
+        assert!(seen("garbage").is_none());
+    }
+
+    #[test]
+    fn a_volume_s_size_is_read() {
+        let text = "Name:           s.iso\nType:           file\nCapacity:       376832 bytes\nAllocation:     376832 bytes\n";
+        assert_eq!(capacity(text), Some(376_832));
+        assert_eq!(capacity("nonsense"), None);
+    }
+}

@@ -1,0 +1,245 @@
+//! `virsh`, the way to a libvirt daemon (<https://www.libvirt.org/manpages/virsh.html>).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use forge_driver::{Error, Kind, Result, process};
+use tokio::process::Command;
+
+use crate::options::Config;
+
+/// How long one command may take. The first one after a daemon starts waits for it to look at its QEMU.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a disk image may travel.
+const TRANSFER: Duration = Duration::from_secs(1800);
+
+/// What stands between the answers of a batch: it is no word of libvirt's.
+const MARK: &str = "@forge@";
+
+/// One libvirt daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Virsh {
+    program: PathBuf,
+    uri: String,
+}
+
+impl Virsh {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            program: config.virsh.clone(),
+            uri: config.uri.clone(),
+        }
+    }
+
+    /// Where the daemon is.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// What one command prints.
+    ///
+    /// # Errors
+    /// What libvirt said, as a kind that can be acted on.
+    pub(crate) async fn call(&self, words: &[&str]) -> Result<String> {
+        self.run(words, None, DEADLINE).await
+    }
+
+    /// The same, with a document on its standard input, which the words name as `/dev/stdin`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(crate) async fn feed(&self, words: &[&str], document: &str) -> Result<String> {
+        self.run(words, Some(document.as_bytes()), DEADLINE).await
+    }
+
+    /// A command that moves a disk image.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(crate) async fn transfer(&self, words: &[&str]) -> Result<String> {
+        self.run(words, None, TRANSFER).await
+    }
+
+    /// What each of these commands prints, over one connection; nothing for one that fails.
+    ///
+    /// # Errors
+    /// When the daemon cannot be asked.
+    pub(crate) async fn batch(&self, commands: &[String]) -> Result<Vec<String>> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut script = String::new();
+        for command in commands {
+            script.push_str(command);
+            // Once more with a command that cannot fail: the exit code is that of the last.
+            script.push_str(&format!("; echo {MARK}; "));
+        }
+        let text = self.run(&[&script], None, DEADLINE).await?;
+        let answers: Vec<String> = text
+            .split(MARK)
+            .map(|part| part.trim().to_owned())
+            .collect();
+        if answers.len() != commands.len() + 1 {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "`virsh` gave {} answers to {} questions",
+                    answers.len() - 1,
+                    commands.len()
+                ),
+            )
+            .because(process::tail(&text, 5)));
+        }
+        Ok(answers[..commands.len()].to_vec())
+    }
+
+    async fn run(
+        &self,
+        words: &[&str],
+        input: Option<&[u8]>,
+        deadline: Duration,
+    ) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--quiet", "--connect", &self.uri])
+            .args(words)
+            .env("LC_ALL", "C")
+            // It would ask for a password at the terminal otherwise.
+            .env("SSH_ASKPASS_REQUIRE", "never")
+            .env_remove("VIRSH_DEBUG")
+            .env_remove("LIBVIRT_DEBUG");
+        let output = process::run(command, input, deadline).await?;
+        if output.status.success() {
+            return Ok(output.text());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let what = words.first().and_then(|word| word.split(' ').next());
+        Err(understood(&self.uri, what.unwrap_or_default(), &said))
+    }
+}
+
+/// The error behind what virsh said.
+fn understood(uri: &str, what: &str, said: &str) -> Error {
+    let reasons: Vec<&str> = said
+        .lines()
+        .map(|line| line.trim().trim_start_matches("error: "))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let reason = reasons.join(": ");
+    let has = |word: &str| reason.contains(word);
+    if has("failed to connect to the hypervisor") {
+        let error = Error::new(
+            Kind::Unavailable,
+            format!("libvirt at `{uri}` cannot be reached"),
+        )
+        .because(reasons.get(1..).unwrap_or_default().join(": "));
+        return if has("Host key verification failed") {
+            error.hint("connect once with `ssh` and compare the key that is shown: forge trusts no host key by itself")
+        } else if has("Permission denied") || has("authentication") {
+            error.hint("your user needs the right to use libvirt: add it to the group `libvirt` and log in again")
+        } else if has("No such file") || has("Connection refused") {
+            error.hint("is the daemon started there? `systemctl start libvirtd`; `forge doctor` shows what is missing here")
+        } else {
+            error
+        };
+    }
+    let kind = if has(" not found") {
+        Kind::NotFound
+    } else if has("already exists") || has("exists already") {
+        Kind::Exists
+    } else if has("No space left") || has("not enough free space") {
+        Kind::Io
+    } else if has("already in use by interface") {
+        Kind::Conflict
+    } else {
+        Kind::Failed
+    };
+    let error = Error::new(kind, format!("libvirt at `{uri}` refused `{what}`")).because(reason);
+    match kind {
+        Kind::Io => {
+            error.hint("free some space in that storage pool, then run the same command again")
+        }
+        Kind::Conflict => error.hint("choose another range with `--libvirt-network-cidr`"),
+        _ => error,
+    }
+}
+
+/// Quotes a word for a batch: virsh splits commands like a shell.
+pub(crate) fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libvirt_said_reaches_the_user_with_a_way_out() {
+        let error = understood(
+            "qemu:///system",
+            "list",
+            "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory\n",
+        );
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert_eq!(
+            error.message(),
+            "libvirt at `qemu:///system` cannot be reached"
+        );
+        assert_eq!(
+            error.causes(),
+            [
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory"
+            ]
+        );
+        assert!(
+            error
+                .deepest_hint()
+                .is_some_and(|hint| hint.contains("started"))
+        );
+        let error = understood(
+            "qemu+ssh://h/system",
+            "list",
+            "error: failed to connect to the hypervisor\nerror: Cannot recv data: Host key verification failed.: Connection reset by peer",
+        );
+        assert!(
+            error
+                .deepest_hint()
+                .is_some_and(|hint| hint.contains("no host key by itself"))
+        );
+    }
+
+    #[test]
+    fn kinds_follow_from_the_reason() {
+        for (said, kind) in [
+            (
+                "error: failed to get vol 'x'\nerror: Storage volume not found: no storage vol with matching path 'x'",
+                Kind::NotFound,
+            ),
+            (
+                "error: Failed to create vol d\nerror: storage volume 'd' exists already",
+                Kind::Exists,
+            ),
+            (
+                "error: cannot write data to file '/x': No space left on device",
+                Kind::Io,
+            ),
+            (
+                "error: internal error: Network is already in use by interface eth0",
+                Kind::Conflict,
+            ),
+            (
+                "error: internal error: process exited while connecting to monitor",
+                Kind::Failed,
+            ),
+        ] {
+            assert_eq!(understood("u", "x", said).kind(), kind, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_word_stays_one_word() {
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+    }
+}

@@ -1,0 +1,206 @@
+//! `domain.json`: what was decided for a machine before the daemon was asked for anything.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use forge_driver::{
+    Artefact, Claim, Context, Endpoints, Error, Instance, Kind, Nic, Result, Spec, atomic,
+    versioned,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::options::Config;
+
+/// The format that is written.
+const FORMAT: u32 = 1;
+
+/// Guest ports of the endpoints: SSH and the engine's TLS port.
+const SSH: u16 = 22;
+const ENGINE: u16 = 2376;
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Vm {
+    format: u32,
+    /// The identity, which is the domain's UUID.
+    pub(crate) claim: Claim,
+    /// The visible name, which is the domain's.
+    pub(crate) name: String,
+    /// What was asked for.
+    pub(crate) config: Config,
+    /// How it runs: `kvm` or `qemu`.
+    pub(crate) virt: String,
+    /// Its place on the network.
+    pub(crate) nic: Nic,
+    /// The volume that its disk is an overlay of.
+    pub(crate) base: String,
+    /// Its seed has been written: no later call writes it again.
+    pub(crate) seeded: bool,
+}
+
+impl Vm {
+    /// The machine that `spec` wishes, on `base`.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when it has no place on a network.
+    pub(crate) fn new(spec: &Spec, config: &Config, virt: String, base: String) -> Result<Self> {
+        let nic = spec.nic.clone().ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("machine `{}` has no place on a network", spec.name),
+            )
+        })?;
+        Ok(Self {
+            format: FORMAT,
+            claim: spec.claim,
+            name: spec.name.clone(),
+            config: config.clone(),
+            virt,
+            nic,
+            base,
+            seeded: false,
+        })
+    }
+
+    /// The volume of its disk.
+    pub(crate) fn disk(&self) -> String {
+        format!("forge-{}.qcow2", self.claim)
+    }
+
+    /// The volume of its seed.
+    pub(crate) fn seed(&self) -> String {
+        format!("forge-{}-seed.iso", self.claim)
+    }
+
+    /// The file in the pool that its serial port is written to.
+    pub(crate) fn console(&self) -> String {
+        format!("forge-{}.log", self.claim)
+    }
+
+    /// What the caller of the driver gets to see.
+    pub(crate) fn instance(&self) -> Instance {
+        let address = IpAddr::V4(self.nic.address);
+        let artefact = |kind: &str, id: String| Artefact {
+            kind: kind.into(),
+            id,
+        };
+        let pool = &self.config.pool;
+        Instance {
+            endpoints: Endpoints {
+                ssh: SocketAddr::new(address, SSH),
+                engine: SocketAddr::new(address, ENGINE),
+                cluster: Some(address),
+                data: None,
+                public: None,
+            },
+            artefacts: vec![
+                artefact("domain", format!("{} at {}", self.claim, self.config.uri)),
+                artefact("disk", format!("{pool}/{}", self.disk())),
+                artefact("seed", format!("{pool}/{}", self.seed())),
+            ],
+            hardware: BTreeMap::from([
+                ("virt".to_owned(), self.virt.clone()),
+                (
+                    "memory".to_owned(),
+                    format!("{} MiB", self.config.memory_mib),
+                ),
+                ("cpus".to_owned(), self.config.cpus.to_string()),
+                ("mac".to_owned(), self.nic.mac.to_string()),
+            ]),
+        }
+    }
+}
+
+/// The folder of one claim. It may not exist.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    claim: Claim,
+}
+
+impl Folder {
+    pub(crate) fn new(home: &Path, claim: Claim) -> Self {
+        Self {
+            path: home.join(claim.to_string()),
+            claim,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The record; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is another machine's ([`Kind::Refused`]).
+    pub(crate) fn read(&self) -> Result<Option<Vm>> {
+        let file = self.path.join("domain.json");
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error)
+                    .or_fail(Kind::Io, || format!("failed to read `{}`", file.display()));
+            }
+        };
+        let vm: Vm = versioned::parse(&text, FORMAT, "a machine's record")
+            .map_err(|error| error.context(format!("failed to read `{}`", file.display())))?;
+        if vm.claim != self.claim {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "`{}` belongs to another machine: it carries the claim `{}`",
+                    self.path.display(),
+                    vm.claim
+                ),
+            ));
+        }
+        Ok(Some(vm))
+    }
+
+    /// The record of a machine that must be there.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when it is not, else as [`Self::read`].
+    pub(crate) fn demand(&self) -> Result<Vm> {
+        self.read()?.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!(
+                    "there is no virtual machine with the claim `{}`",
+                    self.claim
+                ),
+            )
+        })
+    }
+
+    pub(crate) fn write(&self, vm: &Vm) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(vm).or_fail(Kind::Invalid, || {
+            "failed to write a machine's record".into()
+        })?;
+        text.push(b'\n');
+        atomic::write(&self.path.join("domain.json"), &text, 0o600)
+    }
+}
+
+/// Every record in the driver's directory that can be read.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub(crate) fn made(home: &Path) -> Result<Vec<Vm>> {
+    let entries = match fs::read_dir(home) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).or_fail(Kind::Io, || format!("failed to list `{}`", home.display()));
+        }
+    };
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<Claim>().ok())
+        .filter_map(|claim| Folder::new(home, claim).read().ok()?)
+        .collect())
+}
