@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Ended, Lab, Running};
+use common::{Ended, Lab, Running, until};
+use forge_driver::fake::Knob;
+use rustix::process::Signal;
 
 const PROCESSES: usize = 20;
 
@@ -104,6 +106,24 @@ fn twenty_processes_create_twenty_machines_on_a_fresh_store() {
 }
 
 #[test]
+fn a_check_that_another_command_overtakes_is_made_again() {
+    let lab = Lab::new();
+    lab.turn(Knob::HoldCheck, true);
+    let slow = lab.forge("create slow").start();
+    until("the check", || {
+        lab.provider.calls().iter().any(|call| call == "check 1")
+    });
+    // It has looked at a network that is recorded nowhere; meanwhile another command records it.
+    slow.signal(Signal::STOP);
+    lab.turn(Knob::HoldCheck, false);
+    lab.forge("create fast").ok();
+    slow.signal(Signal::CONT);
+    slow.wait(&lab).code(0);
+    let network = |name: &str| lab.record(name)["placement"]["nic"]["network"]["id"].clone();
+    assert_eq!(network("slow"), network("fast"));
+}
+
+#[test]
 fn twenty_processes_that_want_one_name_make_one_machine() {
     let lab = Lab::new();
     let ended = all(&lab, |_| "create n1".to_owned());
@@ -184,8 +204,7 @@ fn a_child_that_survives_holds_the_lock_and_is_named() {
     }
     let ended = lab.forge("stop n1 --timeout 1").run();
     let group = rustix::process::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-    rustix::process::kill_process_group(group.expect("a pid"), rustix::process::Signal::KILL)
-        .expect("it runs");
+    rustix::process::kill_process_group(group.expect("a pid"), Signal::KILL).expect("it runs");
     child.wait().expect("it ended");
     assert_eq!(ended.code, 1, "{}", ended.stderr);
     assert!(

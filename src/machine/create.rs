@@ -241,10 +241,36 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
         };
         let driver = registry::open(forge, id, &first.config)?;
         let network = check_network(forge, &*driver, wishes.len())?;
-        let mut specs = Vec::with_capacity(wishes.len());
-        for wish in wishes {
+        let Err(error) = driver
+            .check(&specs(forge, &wishes, network.as_ref())?)
+            .await
+        else {
+            continue;
+        };
+        // Commands that begin at the same time on a fresh store each look at a network that is recorded nowhere
+        // yet. One of them records it; for the others it is then ours, and no other that theirs overlaps.
+        let now = check_network(forge, &*driver, wishes.len())?;
+        if now == network || !recorded(forge, now.as_ref())? {
+            return Err(error);
+        }
+        driver.check(&specs(forge, &wishes, now.as_ref())?).await?;
+    }
+    Ok(())
+}
+
+/// Whether this store has recorded the network.
+fn recorded(forge: &Forge, network: Option<&Network>) -> Result<bool> {
+    let known = addresses::networks(&forge.store)?;
+    Ok(network.is_some_and(|network| known.contains(network)))
+}
+
+/// Machines that are wished, placed nowhere.
+fn specs(forge: &Forge, wishes: &[&Wish], network: Option<&Network>) -> Result<Vec<Spec>> {
+    wishes
+        .iter()
+        .map(|wish| {
             let claim = Claim::random();
-            specs.push(Spec {
+            Ok(Spec {
                 claim,
                 name: wish.name.clone(),
                 image: forge.images().base(&forge.images().find(&wish.image)?),
@@ -253,18 +279,16 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
                     meta_data: String::new(),
                     network_config: String::new(),
                 },
-                nic: network.clone().map(|network| Nic {
+                nic: network.map(|network| Nic {
                     address: network.cidr.addr(),
-                    network,
+                    network: network.clone(),
                     mac: Mac::of(claim, 1),
                 }),
                 outer_mac: Mac::of(claim, 0),
                 forwards: Vec::new(),
-            });
-        }
-        driver.check(&specs).await?;
-    }
-    Ok(())
+            })
+        })
+        .collect()
 }
 
 /// Brings a recorded machine up from whatever stage it is at, and makes it a container host. On a

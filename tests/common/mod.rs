@@ -297,12 +297,14 @@ impl Running {
 
     /// Sends the signal of Ctrl-C.
     pub fn interrupt(&self) {
+        self.signal(rustix::process::Signal::INT);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
-        rustix::process::kill_process(
-            rustix::process::Pid::from_raw(pid).expect("a pid"),
-            rustix::process::Signal::INT,
-        )
-        .expect("it runs");
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).expect("a pid"), signal)
+            .expect("it runs");
     }
 }
 

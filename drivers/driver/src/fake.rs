@@ -41,6 +41,8 @@ const HOLD: Duration = Duration::from_secs(60);
 /// provider's folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Knob {
+    /// The check of machines that are wished does not return.
+    HoldCheck,
     /// `create` does not return.
     HoldCreate,
     /// Machines do not answer SSH.
@@ -62,6 +64,7 @@ impl Knob {
     #[must_use]
     pub fn file(self) -> &'static str {
         match self {
+            Self::HoldCheck => "hold-check",
             Self::HoldCreate => "hold-create",
             Self::SilentSsh => "silent-ssh",
             Self::HiddenHostKey => "hidden-host-key",
@@ -525,7 +528,26 @@ impl Driver for FakeDriver {
     }
 
     async fn check(&self, specs: &[Spec]) -> Result<()> {
-        self.provider.call(&format!("check {}", specs.len()))
+        self.provider.call(&format!("check {}", specs.len()))?;
+        if !specs.is_empty() {
+            self.held(Knob::HoldCheck).await;
+        }
+        let ranges = specs
+            .iter()
+            .filter_map(|spec| spec.nic.as_ref().map(|nic| &nic.network));
+        for wished in ranges {
+            for id in self.provider.networks()? {
+                let there = self.provider.root.join("networks").join(&id);
+                let range = fs::read_to_string(there).unwrap_or_default();
+                if id != wished.id.to_string() && range.trim() == wished.cidr.to_string() {
+                    return Err(Error::new(
+                        Kind::Precheck,
+                        format!("the network {} overlaps the network {id}", wished.cidr),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<(Claim, String)>> {
