@@ -19,8 +19,8 @@ use serde_json::Value;
 
 use crate::event::Events;
 use crate::fault;
-use crate::machine::Forge;
 use crate::machine::access::{Access, Network as NetworkAccess};
+use crate::machine::{Forge, Record};
 use crate::store::Store;
 
 /// The hidden command that is the switch between machines; its argument is the folder of its sockets.
@@ -329,11 +329,22 @@ impl Driver for Observed {
     }
 }
 
-/// What is missing for which driver, for `forge doctor`.
+/// What one driver found out about this host, for `forge doctor`.
+#[derive(Debug)]
+pub struct Found {
+    /// The driver.
+    pub driver: &'static str,
+    /// Machines of this store need it, or it is the one that is taken when none is named.
+    pub needed: bool,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// What is missing for which driver, for `forge doctor`. Those in `wished` count as needed.
 ///
 /// # Errors
 /// When the store cannot be used.
-pub async fn findings(forge: &Forge) -> Result<Vec<(String, Vec<Finding>)>> {
+pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
     let home = home(forge, "qemu")?;
     // The accelerator is tried with the kernel of a base image, when there is one.
     let images = forge.images();
@@ -342,8 +353,26 @@ pub async fn findings(forge: &Forge) -> Result<Vec<(String, Vec<Finding>)>> {
         .unwrap_or_default()
         .iter()
         .find_map(|image| images.base(image).kernel);
-    let found = forge_qemu::findings(&forge_qemu::Config::default(), &home, kernel.as_ref()).await;
-    Ok(vec![("qemu".to_owned(), found)])
+    let (qemu, libvirt) = (
+        forge_qemu::Config::default(),
+        forge_libvirt::Config::default(),
+    );
+    let (qemu, libvirt) = tokio::join!(
+        forge_qemu::findings(&qemu, &home, kernel.as_ref()),
+        forge_libvirt::findings(&libvirt)
+    );
+    let used: Vec<String> = Record::all(&forge.store)?
+        .into_iter()
+        .filter_map(|(_, record)| Some(record.ok()?.driver))
+        .collect();
+    let found = |driver: &'static str, findings| Found {
+        driver,
+        needed: wished.contains(&driver)
+            || used.iter().any(|used| used == driver)
+            || (wished.is_empty() && driver == all()[0].id),
+        findings,
+    };
+    Ok(vec![found("qemu", qemu), found("libvirt", libvirt)])
 }
 
 #[cfg(test)]

@@ -22,12 +22,20 @@ pub struct Doctor {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Count what this driver needs [default: the drivers of the machines that there are, and qemu]
+    #[arg(short, long, value_name = "NAME")]
+    driver: Vec<String>,
 }
 
 impl Doctor {
     /// Examines, and with `--fix` mends and examines again.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let mut found = examine(session).await?;
+        let wished = self
+            .driver
+            .iter()
+            .map(|name| registry::find(name).map(|entry| entry.id))
+            .collect::<Result<Vec<_>>>()?;
+        let mut found = examine(session, &wished).await?;
         if self.fix && !found.ok {
             let plan = fix::plan(&found, &session.root()?).await?;
             for line in &plan.by_hand {
@@ -44,7 +52,7 @@ impl Doctor {
                     report::note(&format!("running: {}", step.line()));
                 })
                 .await?;
-                found = examine(session).await?;
+                found = examine(session, &wished).await?;
             }
         }
         if session.json() {
@@ -63,17 +71,19 @@ impl Doctor {
 }
 
 /// Looks at the host; a store is not made for it.
-async fn examine(session: &Session) -> Result<Report> {
+async fn examine(session: &Session, wished: &[&str]) -> Result<Report> {
     let root = session.root()?;
     let drivers = match Store::existing(&root) {
-        Ok(Some(store)) => registry::findings(&session.forge(store, Events::silent())).await?,
+        Ok(Some(store)) => {
+            registry::findings(&session.forge(store, Events::silent()), wished).await?
+        }
         // Without a store, or with a damaged one, the drivers are asked in an empty one of the moment.
         Ok(None) | Err(_) => {
             let folder = tempfile::tempdir().map_err(|error| {
                 Error::new(Kind::Io, "failed to make a folder to look around in").because(error)
             })?;
             let store = Store::open(&folder.path().join("store"))?;
-            registry::findings(&session.forge(store, Events::silent())).await?
+            registry::findings(&session.forge(store, Events::silent()), wished).await?
         }
     };
     Ok(doctor::examine(&root, drivers).await)
@@ -88,10 +98,10 @@ fn show(found: &Report) {
         }
         println!(
             "  {} {}: {}",
-            if entry.finding.ok {
-                "ok     "
-            } else {
-                "missing"
+            match (entry.finding.ok, entry.needed) {
+                (true, _) => "ok     ",
+                (false, true) => "missing",
+                (false, false) => "unused ",
             },
             entry.finding.what,
             entry.finding.detail

@@ -17,6 +17,8 @@ use serde::Serialize;
 
 pub use fix::Plan;
 
+use crate::registry::Found;
+
 /// One finding and what it is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
@@ -25,6 +27,8 @@ pub struct Entry {
     /// What was found.
     #[serde(flatten)]
     pub finding: Finding,
+    /// It counts: machines of this store need it, or the user named what it is about.
+    pub needed: bool,
     /// What to do about it, where no package helps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
@@ -33,7 +37,7 @@ pub struct Entry {
 /// Everything that was found: what `forge doctor --json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Nothing is missing.
+    /// Nothing that is needed is missing.
     pub ok: bool,
     /// The findings, area by area.
     pub findings: Vec<Entry>,
@@ -49,6 +53,7 @@ impl Entry {
                 detail: detail.into(),
                 packages: Vec::new(),
             },
+            needed: true,
             remedy: None,
         }
     }
@@ -77,27 +82,32 @@ impl Report {
         packages
     }
 
-    /// What is not as it should be.
+    /// What is needed and not as it should be.
     pub fn missing(&self) -> impl Iterator<Item = &Entry> {
-        self.findings.iter().filter(|entry| !entry.finding.ok)
+        self.findings
+            .iter()
+            .filter(|entry| entry.needed && !entry.finding.ok)
     }
 }
 
 /// Looks at this host, at the store in `root` and at the tools that images are built with, and adds
-/// what the drivers found, by name. Changes nothing that outlives it.
-pub async fn examine(root: &Path, drivers: Vec<(String, Vec<Finding>)>) -> Report {
+/// what the drivers found. Changes nothing that outlives it.
+pub async fn examine(root: &Path, drivers: Vec<Found>) -> Report {
     let mut findings = vec![platform(env::consts::OS, env::consts::ARCH)];
     findings.extend(store::findings(root));
-    for (driver, found) in drivers {
-        findings.extend(found.into_iter().map(|finding| Entry {
-            area: driver.clone(),
+    for found in drivers {
+        findings.extend(found.findings.into_iter().map(|finding| Entry {
+            area: found.driver.to_owned(),
             finding,
+            needed: found.needed,
             remedy: None,
         }));
     }
     findings.extend(image::findings().await);
     Report {
-        ok: findings.iter().all(|entry| entry.finding.ok),
+        ok: findings
+            .iter()
+            .all(|entry| entry.finding.ok || !entry.needed),
         findings,
     }
 }
@@ -196,7 +206,7 @@ mod tests {
         let entry = Entry::new("store", "disk", true, "80 GiB free");
         assert_eq!(
             serde_json::to_value(&entry).expect("json"),
-            serde_json::json!({"area": "store", "what": "disk", "ok": true, "detail": "80 GiB free", "packages": []})
+            serde_json::json!({"area": "store", "what": "disk", "ok": true, "detail": "80 GiB free", "packages": [], "needed": true})
         );
     }
 }

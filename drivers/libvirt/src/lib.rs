@@ -10,6 +10,7 @@
 //! It knows no records, no SSH, no playbooks and no terminal.
 
 mod accel;
+mod doctor;
 mod domain;
 mod driver;
 mod network;
@@ -18,5 +19,6 @@ mod storage;
 mod virsh;
 mod vm;
 
+pub use doctor::findings;
 pub use driver::LibvirtDriver;
 pub use options::{AccelChoice, Config, Options};

@@ -1,0 +1,102 @@
+//! What this host has for the driver.
+
+use forge_driver::{Finding, process};
+
+use crate::options::Config;
+use crate::virsh::Virsh;
+
+/// The Debian packages of the daemon: with its networks' DHCP server and the program that runs guests, which
+/// it only recommends.
+const DAEMON: [&str; 4] = [
+    "libvirt-daemon-system",
+    "dnsmasq-base",
+    "iptables",
+    "qemu-system-x86",
+];
+
+/// Everything that decides whether machines can be made here: virsh, and a daemon that answers it.
+pub async fn findings(config: &Config) -> Vec<Finding> {
+    let program = config.virsh.display();
+    if process::which(&config.virsh).is_none() {
+        return vec![missing(
+            format!("`{program}`"),
+            "not installed".into(),
+            &[&["libvirt-clients"], &DAEMON[..]].concat(),
+        )];
+    }
+    let mut found = vec![Finding {
+        what: format!("`{program}`"),
+        ok: true,
+        detail: "installed".into(),
+        packages: Vec::new(),
+    }];
+    let what = format!("libvirt at `{}`", config.uri);
+    found.push(
+        match Virsh::new(config).call(&["version", "--daemon"]).await {
+            Ok(text) => Finding {
+                what,
+                ok: true,
+                detail: versions(&text),
+                packages: Vec::new(),
+            },
+            Err(error) => {
+                // Where the daemon is there and does not answer, a package does not help.
+                let installed = ["/usr/sbin/libvirtd", "/usr/sbin/virtqemud"]
+                    .iter()
+                    .any(|path| process::which(path.as_ref()).is_some());
+                missing(what, error.line(), if installed { &[] } else { &DAEMON })
+            }
+        },
+    );
+    found
+}
+
+fn missing(what: String, detail: String, packages: &[&'static str]) -> Finding {
+    Finding {
+        what,
+        ok: false,
+        detail,
+        packages: packages.to_vec(),
+    }
+}
+
+/// The lines that tell what runs, of those that `virsh version --daemon` prints.
+fn versions(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("Running hypervisor: ")
+                .or(line.strip_prefix("Running against daemon: "))
+        })
+        .map(str::trim)
+        .collect();
+    match lines[..] {
+        [hypervisor, daemon] => format!("libvirt {daemon}, {hypervisor}"),
+        _ => "answers".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_missing_is_named_with_its_packages() {
+        let config = Config {
+            virsh: "/nonexistent/virsh".into(),
+            ..Config::default()
+        };
+        let found = findings(&config).await;
+        assert_eq!(found.len(), 1);
+        assert!(!found[0].ok && found[0].what.contains("/nonexistent/virsh"));
+        assert!(found[0].packages.contains(&"libvirt-clients"));
+        assert!(found[0].packages.contains(&"libvirt-daemon-system"));
+    }
+
+    #[test]
+    fn versions_are_told_in_one_line() {
+        let text = "Compiled against library: libvirt 9.0.0\nUsing API: QEMU 9.0.0\nRunning hypervisor: QEMU 10.0.2\nRunning against daemon: 9.0.0\n";
+        assert_eq!(versions(text), "libvirt 9.0.0, QEMU 10.0.2");
+        assert_eq!(versions("?"), "answers");
+    }
+}
