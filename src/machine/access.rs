@@ -120,7 +120,7 @@ fn silent(record: &Record) -> Error {
         .map_or_else(|_| record.name.clone(), |at| at.ssh.to_string());
     Error::new(
         Kind::Timeout,
-        format!("{address} accepts connections, but no SSH server answers yet"),
+        format!("{address}: no SSH server answers yet"),
     )
 }
 

@@ -75,7 +75,7 @@ impl FakeAccess {
         if provider.knob(Knob::SilentSsh) {
             return Err(Error::new(
                 Kind::Timeout,
-                format!("{address} accepts connections, but no SSH server answers yet"),
+                format!("{address}: no SSH server answers yet"),
             ));
         }
         Ok(provider.folder(record.claim).join("root"))

@@ -110,6 +110,7 @@ async fn boot(
     let name = format!("forge-trial-{}", Claim::random());
     let log = format!("{name}.log");
     pool.bring(&name, &kernel.kernel).await?;
+    pool.console(&log).await?;
     let document = render(
         assets,
         "templates/libvirt/trial.xml.tera",

@@ -99,6 +99,7 @@ impl LibvirtDriver {
             vm.seeded = true;
             folder.write(&vm)?;
         }
+        pool.console(&vm.console()).await?;
         network::ensure(virsh, &self.home.assets, &vm.nic.network).await?;
         network::lease(virsh, &vm.nic).await?;
         domain::check_name(virsh, &vm.name, vm.claim).await?;

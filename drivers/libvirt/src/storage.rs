@@ -65,31 +65,35 @@ impl Pool<'_> {
     /// # Errors
     /// When it is not there, or cannot be started.
     pub(crate) async fn ensure(&self) -> Result<Seen> {
-        if self
+        let there = self
             .check()
             .await
-            .map_err(|error| error.of_kind(Kind::NotFound))?
-            .is_none()
-        {
+            .map_err(|error| error.of_kind(Kind::NotFound))?;
+        if there.is_none() {
             let words = ["pool-define-as", DEFAULT, "dir", "--target", DEFAULT_TARGET];
             match self.virsh.call(&words).await {
                 // Another command was faster.
                 Err(error) if error.kind() != Kind::Exists => return Err(error),
                 _ => {}
             }
-            self.virsh.call(&["pool-build", DEFAULT]).await?;
-            self.virsh.call(&["pool-autostart", DEFAULT]).await?;
         }
-        let active = self.virsh.call(&["pool-list", "--name"]).await?;
-        if !active.lines().any(|name| name.trim() == self.name)
-            && let Err(error) = self.virsh.call(&["pool-start", self.name]).await
-        {
-            let active = self.virsh.call(&["pool-list", "--name"]).await?;
-            if !active.lines().any(|name| name.trim() == self.name) {
-                return Err(error);
+        if !self.active().await? {
+            if there.is_none_or(|seen| seen.target == Path::new(DEFAULT_TARGET)) {
+                // Also when the command that defined it did not come so far: what is there stays.
+                self.virsh.call(&["pool-build", self.name]).await?;
+                self.virsh.call(&["pool-autostart", self.name]).await?;
+            }
+            let started = self.virsh.call(&["pool-start", self.name]).await;
+            if started.is_err() && !self.active().await? {
+                return started.and(self.look().await);
             }
         }
         self.look().await
+    }
+
+    async fn active(&self) -> Result<bool> {
+        let names = self.virsh.call(&["pool-list", "--name"]).await?;
+        Ok(names.lines().any(|name| name.trim() == self.name))
     }
 
     async fn look(&self) -> Result<Seen> {
@@ -140,26 +144,13 @@ impl Pool<'_> {
         if there {
             self.delete(name).await?;
         }
-        // Made as raw, so that it is taken as it is; libvirt reads the format from the file itself afterwards.
-        let capacity = size.to_string();
-        self.virsh
-            .call(&[
-                "vol-create-as",
-                self.name,
-                name,
-                &capacity,
-                "--format",
-                "raw",
-                "--allocation",
-                "0",
-            ])
-            .await?;
+        // As raw bytes; libvirt reads the format from the file itself afterwards.
+        self.create(name, size).await?;
         let file = image.disk.to_string_lossy();
         self.virsh
             .transfer(&["vol-upload", name, &file, "--pool", self.name, "--sparse"])
             .await
             .map_err(|error| error.context("failed to bring the base image to libvirt"))?;
-        self.virsh.call(&["pool-refresh", self.name]).await?;
         atomic::write(&note, whole.as_bytes(), 0o600)
     }
 
@@ -229,10 +220,7 @@ impl Pool<'_> {
 
     async fn write(&self, name: &str, bytes: &[u8], folder: &Path) -> Result<()> {
         if !self.volumes().await?.iter().any(|volume| volume == name) {
-            let size = bytes.len().to_string();
-            self.virsh
-                .call(&["vol-create-as", self.name, name, &size, "--format", "raw"])
-                .await?;
+            self.create(name, bytes.len() as u64).await?;
         }
         let copy = Copy::new(folder.join(".upload"), bytes)?;
         let file = copy.0.to_string_lossy();
@@ -242,17 +230,29 @@ impl Pool<'_> {
             .map(drop)
     }
 
-    /// Brings a file to the pool as the volume `name`, which is not there yet; its path on the host.
+    /// An empty file that a guest's serial port is written to. It is a volume from the beginning: a pool is not
+    /// told of files while something is uploaded to it.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub(crate) async fn console(&self, name: &str) -> Result<()> {
+        if self.volumes().await?.iter().any(|volume| volume == name) {
+            return Ok(());
+        }
+        self.create(name, 0).await
+    }
+
+    /// Brings a file to the pool as the volume `name`, which is not there yet.
+    ///
+    /// # Errors
+    /// What libvirt said.
     pub(crate) async fn bring(&self, name: &str, file: &Path) -> Result<()> {
         let size = fs::metadata(file)
             .or_fail(Kind::NotFound, || {
                 format!("failed to find `{}`", file.display())
             })?
-            .len()
-            .to_string();
-        self.virsh
-            .call(&["vol-create-as", self.name, name, &size, "--format", "raw"])
-            .await?;
+            .len();
+        self.create(name, size).await?;
         let file = file.to_string_lossy();
         self.virsh
             .transfer(&["vol-upload", name, &file, "--pool", self.name])
@@ -260,9 +260,24 @@ impl Pool<'_> {
             .map(drop)
     }
 
+    /// A volume of so many bytes, taken as they are.
+    async fn create(&self, name: &str, bytes: u64) -> Result<()> {
+        let bytes = bytes.to_string();
+        let words = [
+            "vol-create-as",
+            self.name,
+            name,
+            &bytes,
+            "--format",
+            "raw",
+            "--allocation",
+            "0",
+        ];
+        self.virsh.call(&words).await.map(drop)
+    }
+
     /// What a file that a guest wrote holds; empty when there is none.
     pub(crate) async fn read(&self, name: &str, folder: &Path) -> Result<String> {
-        self.virsh.call(&["pool-refresh", self.name]).await?;
         if !self.volumes().await?.iter().any(|volume| volume == name) {
             return Ok(String::new());
         }
@@ -280,8 +295,6 @@ impl Pool<'_> {
     /// # Errors
     /// What libvirt said. Gone already: succeeds.
     pub(crate) async fn remove(&self, vm: &Vm) -> Result<()> {
-        // The console became a file of the pool's without its knowing.
-        self.virsh.call(&["pool-refresh", self.name]).await?;
         for name in [vm.disk(), vm.seed(), vm.console()] {
             self.delete(&name).await?;
         }
@@ -346,6 +359,9 @@ fn remove_file(path: &Path) -> Result<()> {
 /// Reads the description of a pool (<https://libvirt.org/formatstorage.html>).
 fn seen(text: &str) -> Option<Seen> {
     let document = roxmltree::Document::parse(text).ok()?;
+    if document.root_element().attribute("type") != Some("dir") {
+        return None;
+    }
     let of = |name: &str| document.descendants().find(|node| node.has_tag_name(name));
     let target = of("target")?
         .children()

@@ -145,7 +145,9 @@ impl Bench for Store {
         let namespace = "https://github.com/forge-cluster/forge/libvirt/1";
         let mark = format!("<machine claim='{}'/>", Claim::random());
         let id = claim.to_string();
-        said(&["metadata", &id, namespace, "--key", "forge", "--set", &mark, "--config"]);
+        said(&[
+            "metadata", &id, namespace, "--key", "forge", "--set", &mark, "--config",
+        ]);
     }
 }
 
