@@ -97,6 +97,7 @@ impl LibvirtDriver {
         if !vm.seeded {
             pool.seed(&vm, &spec.seed, folder.path()).await?;
             vm.seeded = true;
+            vm.folder = Some(target.clone());
             folder.write(&vm)?;
         }
         pool.console(&vm.console()).await?;
@@ -393,7 +394,9 @@ impl Driver for LibvirtDriver {
         network::release(&Virsh::new(&self.config), wanted).await
     }
 
-    fn console(&self, _claim: Claim) -> Option<PathBuf> {
-        None
+    /// The file lies where the daemon keeps disks: root alone may read it there.
+    fn console(&self, claim: Claim) -> Option<PathBuf> {
+        let vm = self.folder(claim).read().ok()??;
+        Some(vm.folder.as_ref()?.join(vm.console()))
     }
 }

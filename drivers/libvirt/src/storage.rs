@@ -77,16 +77,24 @@ impl Pool<'_> {
                 _ => {}
             }
         }
+        if self.active().await? {
+            return self.look().await;
+        }
+        // Also when the command that defined it did not come so far. What is there stays.
+        let own = there.is_none_or(|seen| seen.target == Path::new(DEFAULT_TARGET));
+        let steps: &[&str] = if own {
+            &["pool-build", "pool-autostart", "pool-start"]
+        } else {
+            &["pool-start"]
+        };
+        let mut outcome = Ok(());
+        for step in steps {
+            let done = self.virsh.call(&[step, self.name]).await.map(drop);
+            outcome = outcome.and(done);
+        }
+        // Another command may have been faster with any of them.
         if !self.active().await? {
-            if there.is_none_or(|seen| seen.target == Path::new(DEFAULT_TARGET)) {
-                // Also when the command that defined it did not come so far: what is there stays.
-                self.virsh.call(&["pool-build", self.name]).await?;
-                self.virsh.call(&["pool-autostart", self.name]).await?;
-            }
-            let started = self.virsh.call(&["pool-start", self.name]).await;
-            if started.is_err() && !self.active().await? {
-                return started.and(self.look().await);
-            }
+            outcome?;
         }
         self.look().await
     }

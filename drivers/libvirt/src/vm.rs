@@ -38,6 +38,8 @@ pub(crate) struct Vm {
     pub(crate) base: String,
     /// Its seed has been written: no later call writes it again.
     pub(crate) seeded: bool,
+    /// The folder of its pool, on the host of the daemon.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl Vm {
@@ -61,6 +63,7 @@ impl Vm {
             nic,
             base,
             seeded: false,
+            folder: None,
         })
     }
 
