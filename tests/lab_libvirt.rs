@@ -34,7 +34,10 @@ fn lab_libvirt_swarm() {
         b"",
         DEADLINE,
     );
-    println!("{}", ran.text());
+    // Set in, so that nobody takes its result for one more.
+    for line in ran.text().lines() {
+        println!("  {line}");
+    }
     assert_eq!(ran.code, 0, "{ran}");
     assert!(ran.text().contains("1 passed"), "{ran}");
 }
