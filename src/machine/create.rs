@@ -248,7 +248,7 @@ pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
             continue;
         };
         // Commands that begin at the same time on a fresh store each look at a network that is recorded nowhere
-        // yet. One of them records it; for the others it is then ours, and no other that theirs overlaps.
+        // yet. One of them records it; from then on it is this store's own for the others, too.
         let now = check_network(forge, &*driver, wishes.len())?;
         if now == network || !recorded(forge, now.as_ref())? {
             return Err(error);

@@ -72,7 +72,7 @@ impl Virsh {
         let mut script = String::new();
         for command in commands {
             script.push_str(command);
-            // Once more with a command that cannot fail: the exit code is that of the last.
+            // The exit code is that of the last command, which cannot fail: one that does leaves no answer.
             script.push_str(&format!("; echo {MARK}; "));
         }
         let text = self.run(&[&script], None, DEADLINE).await?;
