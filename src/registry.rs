@@ -14,6 +14,7 @@ use forge_driver::{
     Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
     Power, Result, Spec, Wants,
 };
+use futures_util::future::{BoxFuture, join_all};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
@@ -47,6 +48,8 @@ pub struct Entry {
     pub access: fn(&Store) -> Arc<dyn Access>,
     /// Opens it with a recorded configuration.
     pub open: fn(&Value, DriverHome) -> Result<Arc<dyn Driver>>,
+    /// What it finds out about this host.
+    pub findings: for<'a> fn(&'a Forge) -> BoxFuture<'a, Result<Vec<Finding>>>,
 }
 
 /// All drivers; the first is the default.
@@ -68,14 +71,23 @@ pub fn all() -> &'static [Entry] {
                     understood::<forge_qemu::Config>("qemu", config)?.network_cidr,
                 ))
             },
-            access: |store| {
-                Arc::new(NetworkAccess {
-                    store: store.clone(),
-                })
-            },
+            access: over_network,
             open: |config, home| {
                 let config: forge_qemu::Config = understood("qemu", config)?;
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
+            },
+            findings: |forge| {
+                Box::pin(async move {
+                    // The accelerator is tried with the kernel of a base image, when there is one.
+                    let images = forge.images();
+                    let kernel = images
+                        .list()
+                        .unwrap_or_default()
+                        .iter()
+                        .find_map(|image| images.base(image).kernel);
+                    let (config, home) = (forge_qemu::Config::default(), home(forge, "qemu")?);
+                    Ok(forge_qemu::findings(&config, &home, kernel.as_ref()).await)
+                })
             },
         },
         Entry {
@@ -94,14 +106,15 @@ pub fn all() -> &'static [Entry] {
                     understood::<forge_libvirt::Config>("libvirt", config)?.network_cidr,
                 ))
             },
-            access: |store| {
-                Arc::new(NetworkAccess {
-                    store: store.clone(),
-                })
-            },
+            access: over_network,
             open: |config, home| {
                 let config: forge_libvirt::Config = understood("libvirt", config)?;
                 Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
+            },
+            findings: |_| {
+                Box::pin(async {
+                    Ok(forge_libvirt::findings(&forge_libvirt::Config::default()).await)
+                })
             },
         },
         #[cfg(feature = "lab")]
@@ -118,6 +131,7 @@ pub fn all() -> &'static [Entry] {
                 })
             },
             open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
+            findings: |_| Box::pin(async { Ok(Vec::new()) }),
         },
     ]
 }
@@ -221,6 +235,13 @@ fn private(folder: &Path, me: u32) -> Result<()> {
                 .hint("remove it, or ask its owner to"),
         )
     }
+}
+
+/// The way to machines that answer on the network.
+fn over_network(store: &Store) -> Arc<dyn Access> {
+    Arc::new(NetworkAccess {
+        store: store.clone(),
+    })
 }
 
 /// Where each value came from, as it is recorded.
@@ -345,34 +366,24 @@ pub struct Found {
 /// # Errors
 /// When the store cannot be used.
 pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
-    let home = home(forge, "qemu")?;
-    // The accelerator is tried with the kernel of a base image, when there is one.
-    let images = forge.images();
-    let kernel = images
-        .list()
-        .unwrap_or_default()
-        .iter()
-        .find_map(|image| images.base(image).kernel);
-    let (qemu, libvirt) = (
-        forge_qemu::Config::default(),
-        forge_libvirt::Config::default(),
-    );
-    let (qemu, libvirt) = tokio::join!(
-        forge_qemu::findings(&qemu, &home, kernel.as_ref()),
-        forge_libvirt::findings(&libvirt)
-    );
     let used: Vec<String> = Record::all(&forge.store)?
         .into_iter()
         .filter_map(|(_, record)| Some(record.ok()?.driver))
         .collect();
-    let found = |driver: &'static str, findings| Found {
-        driver,
-        needed: wished.contains(&driver)
-            || used.iter().any(|used| used == driver)
-            || (wished.is_empty() && driver == all()[0].id),
-        findings,
-    };
-    Ok(vec![found("qemu", qemu), found("libvirt", libvirt)])
+    let asked = join_all(all().iter().map(|entry| (entry.findings)(forge))).await;
+    all()
+        .iter()
+        .zip(asked)
+        .map(|(entry, findings)| {
+            Ok(Found {
+                driver: entry.id,
+                needed: wished.contains(&entry.id)
+                    || used.iter().any(|used| used == entry.id)
+                    || (wished.is_empty() && entry.id == all()[0].id),
+                findings: findings?,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
 /// What the file system reports.
 pub fn remove_file(path: &Path) -> Result<()> {
     crate::fault::point(&format!("before removing {}", file_name(path)));
-    gone(fs::remove_file(path), path)?;
+    atomic::gone(fs::remove_file(path), path)?;
     crate::fault::point(&format!("after removing {}", file_name(path)));
     Ok(())
 }
@@ -123,19 +123,8 @@ pub fn forget(folder: &Path, record: &str) -> Result<()> {
         }
     }
     remove_file(&folder.join(record))?;
-    gone(fs::remove_dir(folder), folder)?;
+    atomic::gone(fs::remove_dir(folder), folder)?;
     folder.parent().map_or(Ok(()), atomic::sync_folder)
-}
-
-/// A removal that found nothing is as good.
-fn gone(removed: std::io::Result<()>, path: &Path) -> Result<()> {
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
-            error,
-            &format!("failed to remove `{}`", path.display()),
-        )),
-        _ => Ok(()),
-    }
 }
 
 fn file_name(path: &Path) -> String {

@@ -36,6 +36,32 @@ pub fn write(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     sync_folder(folder)
 }
 
+/// Replaces `path` with a value as indented JSON, for the owner alone, as [`write()`] does. `what` is what it is,
+/// for the error.
+///
+/// # Errors
+/// As [`write()`]; [`Kind::Invalid`] when the value has no JSON.
+pub fn write_json(path: &Path, value: &impl serde::Serialize, what: &str) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .or_fail(Kind::Invalid, || format!("failed to write {what}"))?;
+    text.push(b'\n');
+    write(path, &text, 0o600)
+}
+
+/// The outcome of a removal of `path`: one that found nothing is as good.
+///
+/// # Errors
+/// What the file system reported otherwise.
+pub fn gone(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(full(
+            error,
+            &format!("failed to remove `{}`", path.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Makes renames and removals inside `folder` durable.
 ///
 /// # Errors

@@ -379,3 +379,36 @@ pub async fn a_large_disk_costs_no_more_than_a_small_one(
     }
     assert!(sizes[1] <= sizes[0] + (1 << 20), "{sizes:?}");
 }
+
+/// The options of a driver hold together as a command, and each carries the driver's name: its id, its flag and
+/// its environment variable, whose value is not shown.
+pub fn names_carry_the_prefix(command: clap::Command, driver: &str) {
+    command.clone().debug_assert();
+    let id = format!("{driver}_");
+    let flag = format!("{driver}-");
+    let variable = format!("FORGE_{}_", driver.to_ascii_uppercase());
+    for argument in command.get_arguments() {
+        let name = argument.get_id().as_str();
+        assert!(name.starts_with(&id), "{name}");
+        assert!(
+            argument
+                .get_long()
+                .is_some_and(|long| long.starts_with(&flag)),
+            "{name}"
+        );
+        let env = argument.get_env().expect("an environment variable");
+        assert!(env.to_string_lossy().starts_with(&variable), "{name}");
+        assert!(argument.is_hide_env_values_set(), "{name}");
+    }
+}
+
+/// A test for each function of the suite that is named, each on a bench of its own.
+#[macro_export]
+macro_rules! conforms {
+    ($bench:expr; $($name:ident),+ $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            $crate::conformance::$name(&$bench).await;
+        })+
+    };
+}

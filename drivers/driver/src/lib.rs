@@ -14,6 +14,7 @@ pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod finding;
+pub mod folder;
 pub mod hold;
 mod instance;
 pub mod options;

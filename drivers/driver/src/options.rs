@@ -78,6 +78,31 @@ pub fn size(flag: &str, text: &str) -> Result<u64> {
         .ok_or_else(malformed)
 }
 
+/// Refuses hardware that no machine can have, as the flags of the driver with this `prefix` have it: memory in
+/// MiB, processors, and the size of the disk in bytes.
+///
+/// # Errors
+/// [`Kind::Usage`] with the range.
+pub fn hardware(prefix: &str, memory_mib: u32, cpus: u16, disk_bytes: u64) -> Result<()> {
+    let usage = |message: String| Err(Error::new(Kind::Usage, message));
+    if !(128..=(16 << 20)).contains(&memory_mib) {
+        return usage(format!(
+            "`--{prefix}-memory {memory_mib}` is out of range: it is in MiB, from 128 to 16777216"
+        ));
+    }
+    if !(1..=255).contains(&cpus) {
+        return usage(format!(
+            "`--{prefix}-cpus {cpus}` is out of range: 1 to 255"
+        ));
+    }
+    if !(64 * MIB..=64 << 40).contains(&disk_bytes) {
+        return usage(format!(
+            "`--{prefix}-disk-size` is out of range: 64M to 64T"
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses what cannot be a network between machines, as `flag` has it.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use forge_driver::conformance::{self, Bench};
+use forge_driver::conformance::Bench;
 use forge_driver::fake::{FakeDriver, Knob, Provider};
 use forge_driver::{
     BaseImage, Claim, Driver, Forward, Kind, Mac, Network, Nic, Power, Seed, Spec, State,
@@ -99,16 +99,8 @@ impl Bench for Folder {
     }
 }
 
-macro_rules! conforms {
-    ($($name:ident),+ $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
-            conformance::$name(&Folder::new()).await;
-        })+
-    };
-}
-
-conforms!(
+forge_driver::conforms!(
+    Folder::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
     destroying_twice_succeeds,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use forge_driver::assets::Assets;
 use forge_driver::trial::{Ended, judge};
-use forge_driver::{Claim, Context, KernelFiles, Kind, Result, atomic, hold};
+use forge_driver::{Claim, KernelFiles, Kind, Result, atomic, hold};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -84,10 +84,7 @@ pub(crate) async fn virt(
                 works,
                 reason,
             };
-            let text = serde_json::to_vec_pretty(&tried).or_fail(Kind::Invalid, || {
-                "failed to write the trial's result".into()
-            })?;
-            atomic::write(&file, &text, 0o600)?;
+            atomic::write_json(&file, &tried, "the trial's result")?;
             works
         }
     };
@@ -127,8 +124,7 @@ async fn boot(
         Ok(_) => {
             let until = Instant::now() + DEADLINE;
             loop {
-                let names = virsh.call(&["list", "--name"]).await?;
-                if !names.lines().any(|other| other.trim() == name) {
+                if !virsh.lists(&["list", "--name"], &name).await? {
                     break Ended::Well;
                 }
                 if Instant::now() > until {

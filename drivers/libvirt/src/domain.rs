@@ -6,7 +6,7 @@ use serde_json::json;
 use tera::{Context, Tera};
 
 use crate::network;
-use crate::virsh::{Virsh, quoted};
+use crate::virsh::{Virsh, field, quoted};
 use crate::vm::Vm;
 
 /// The name space of what forge writes into a domain's metadata
@@ -121,13 +121,6 @@ fn found(claim: Claim, info: &str, metadata: &str) -> Found {
     ))
 }
 
-/// One line of `dominfo`: a name, a colon, blanks, the value.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
-        .map(str::trim)
-}
-
 /// The state as virsh names it (tools/virsh-domain-monitor.c, virshDomainState).
 fn state(name: &str, saved: bool) -> State {
     match name {
@@ -154,8 +147,7 @@ pub(crate) fn foreign(claim: Claim) -> Error {
 /// # Errors
 /// [`Kind::Conflict`] with the UUID of that domain.
 pub(crate) async fn check_name(virsh: &Virsh, name: &str, claim: Claim) -> Result<()> {
-    let names = virsh.call(&["list", "--all", "--name"]).await?;
-    if !names.lines().any(|other| other.trim() == name) {
+    if !virsh.lists(&["list", "--all", "--name"], name).await? {
         return Ok(());
     }
     let id = virsh.call(&["domuuid", name]).await.unwrap_or_default();

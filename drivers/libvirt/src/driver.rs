@@ -1,13 +1,13 @@
 //! The driver itself: each verb safe to repeat, each found by claim.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use forge_driver::folder::records;
 use forge_driver::{
     Claim, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation, Power, Result,
-    Spec, State, Wants, atomic, hold, process,
+    Spec, State, Wants, atomic, process,
 };
 
 use crate::accel;
@@ -16,7 +16,7 @@ use crate::network;
 use crate::options::Config;
 use crate::storage::Pool;
 use crate::virsh::Virsh;
-use crate::vm::{Folder, Vm, made};
+use crate::vm::{Folder, Vm};
 
 /// What one machine writes to its disk before anybody uses it, roughly: first boot and engine.
 const DISK_NEED: u64 = 512 << 20;
@@ -259,7 +259,7 @@ impl Driver for LibvirtDriver {
     }
 
     async fn list(&self) -> Result<Vec<(Claim, String)>> {
-        Ok(made(&self.home.dir)?
+        Ok(records::<Vm>(&self.home.dir)?
             .into_iter()
             .map(|vm| (vm.claim, vm.name))
             .collect())
@@ -269,7 +269,7 @@ impl Driver for LibvirtDriver {
         let folder = self.folder(spec.claim);
         folder.read()?;
         atomic::private_folder(folder.path())?;
-        let _work = hold::work(folder.path()).await?;
+        let _work = folder.work().await?;
         let mut vm = self.decided(spec, &folder).await?;
         let virsh = Virsh::new(&vm.config);
         let state = match domain::find_one(&virsh, vm.claim).await? {
@@ -329,7 +329,7 @@ impl Driver for LibvirtDriver {
 
     async fn destroy(&self, claim: Claim) -> Result<()> {
         let folder = self.folder(claim);
-        let Some(_work) = hold::work(folder.path()).await? else {
+        let Some(_work) = folder.work().await? else {
             return Ok(());
         };
         if let Some(vm) = folder.read()? {
@@ -359,25 +359,19 @@ impl Driver for LibvirtDriver {
                 virsh: &virsh,
                 name: &vm.config.pool,
             };
-            if pool.check().await?.is_some() {
-                pool.ensure().await?;
-                pool.remove(&vm).await?;
-            }
-            network::unlease(&virsh, &vm.nic).await?;
-            let shared = made(&self.home.dir)?.iter().any(|other| {
+            let shared = records::<Vm>(&self.home.dir)?.iter().any(|other| {
                 other.claim != claim && other.base == vm.base && other.config.pool == vm.config.pool
             });
-            if !shared {
-                pool.drop_base(&vm.base, &self.notes()).await?;
+            if let Some(seen) = pool.check().await? {
+                pool.start(seen).await?;
+                pool.remove(&vm).await?;
+                if !shared {
+                    pool.drop_base(&vm.base, &self.notes()).await?;
+                }
             }
+            network::unlease(&virsh, &vm.nic).await?;
         }
-        match fs::remove_dir_all(folder.path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
-                error,
-                &format!("failed to remove `{}`", folder.path().display()),
-            )),
-            _ => Ok(()),
-        }
+        folder.remove()
     }
 
     async fn ensure_shared(&self, wanted: &Network) -> Result<()> {
@@ -385,7 +379,7 @@ impl Driver for LibvirtDriver {
     }
 
     async fn release_shared(&self, wanted: &Network) -> Result<()> {
-        if made(&self.home.dir)?
+        if records::<Vm>(&self.home.dir)?
             .iter()
             .any(|vm| vm.nic.network.id == wanted.id)
         {

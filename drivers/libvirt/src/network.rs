@@ -24,7 +24,7 @@ fn bridge(network: &Network) -> String {
 /// [`Kind::Conflict`] when its range overlaps that of another network, with both shown.
 pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) -> Result<()> {
     let id = network.id.to_string();
-    if !lists(virsh, &["net-list", "--all", "--uuid"], &id).await? {
+    if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
         check(virsh, network).await?;
         // The first address of a range is a router's by custom: no machine gets it.
         let gateway = Ipv4Addr::from(u32::from(network.cidr.network()) + 1);
@@ -40,7 +40,7 @@ pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) ->
             }),
         )?;
         let defined = virsh.feed(&["net-define", "/dev/stdin"], &document).await;
-        if defined.is_err() && !lists(virsh, &["net-list", "--all", "--uuid"], &id).await? {
+        if defined.is_err() && !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
             return defined.map(drop);
         }
         virsh.call(&["net-autostart", &id]).await?;
@@ -50,20 +50,15 @@ pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) ->
 
 /// Starts a network that is defined. Started already: succeeds.
 async fn start(virsh: &Virsh, id: &str) -> Result<()> {
-    if lists(virsh, &["net-list", "--uuid"], id).await? {
+    if virsh.lists(&["net-list", "--uuid"], id).await? {
         return Ok(());
     }
     let started = virsh.call(&["net-start", id]).await;
-    if started.is_err() && lists(virsh, &["net-list", "--uuid"], id).await? {
+    if started.is_err() && virsh.lists(&["net-list", "--uuid"], id).await? {
         // Another command was faster.
         return Ok(());
     }
     started.map(drop)
-}
-
-async fn lists(virsh: &Virsh, words: &[&str], wanted: &str) -> Result<bool> {
-    let text = virsh.call(words).await?;
-    Ok(text.lines().any(|line| line.trim() == wanted))
 }
 
 /// Refuses a range that overlaps that of another network of this daemon.
@@ -158,7 +153,7 @@ pub(crate) async fn lease(virsh: &Virsh, nic: &Nic) -> Result<()> {
 /// What libvirt said.
 pub(crate) async fn unlease(virsh: &Virsh, nic: &Nic) -> Result<()> {
     let id = nic.network.id.to_string();
-    if !lists(virsh, &["net-list", "--all", "--uuid"], &id).await? {
+    if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
         return Ok(());
     }
     let text = virsh.call(&["net-dumpxml", &id]).await?;
@@ -172,7 +167,7 @@ async fn update(virsh: &Virsh, verb: &str, nic: &Nic) -> Result<()> {
     let id = nic.network.id.to_string();
     let entry = format!("<host mac='{}' ip='{}'/>", nic.mac, nic.address);
     let mut words = vec!["net-update", &id, verb, "ip-dhcp-host", &entry, "--config"];
-    if lists(virsh, &["net-list", "--uuid"], &id).await? {
+    if virsh.lists(&["net-list", "--uuid"], &id).await? {
         words.push("--live");
     }
     virsh.call(&words).await.map(drop)
@@ -216,10 +211,10 @@ fn taken(description: &str, mac: Mac, address: Ipv4Addr) -> Lease {
 /// What libvirt said.
 pub(crate) async fn release(virsh: &Virsh, network: &Network) -> Result<()> {
     let id = network.id.to_string();
-    if lists(virsh, &["net-list", "--uuid"], &id).await? {
+    if virsh.lists(&["net-list", "--uuid"], &id).await? {
         virsh.call(&["net-destroy", &id]).await?;
     }
-    if lists(virsh, &["net-list", "--all", "--uuid"], &id).await? {
+    if virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
         virsh.call(&["net-undefine", &id]).await?;
     }
     Ok(())

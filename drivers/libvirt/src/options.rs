@@ -202,21 +202,7 @@ impl Config {
             )
             .hint("it is `qemu:///system`, the libvirt of this host"));
         }
-        if !(128..=(16 << 20)).contains(&self.memory_mib) {
-            return usage(format!(
-                "`--libvirt-memory {}` is out of range: it is in MiB, from 128 to 16777216",
-                self.memory_mib
-            ));
-        }
-        if !(1..=255).contains(&self.cpus) {
-            return usage(format!(
-                "`--libvirt-cpus {}` is out of range: 1 to 255",
-                self.cpus
-            ));
-        }
-        if !((64 << 20)..=(64 << 40)).contains(&self.disk_bytes) {
-            return usage("`--libvirt-disk-size` is out of range: 64M to 64T".into());
-        }
+        options::hardware("libvirt", self.memory_mib, self.cpus, self.disk_bytes)?;
         if self.pool.is_empty()
             || self.pool.starts_with('-')
             || self.pool.contains(char::is_whitespace)
@@ -252,19 +238,7 @@ mod tests {
 
     #[test]
     fn the_command_holds_together_and_every_name_carries_the_prefix() {
-        let command = Whole::command();
-        command.clone().debug_assert();
-        for argument in command.get_arguments() {
-            assert!(argument.get_id().as_str().starts_with("libvirt_"));
-            assert!(
-                argument
-                    .get_long()
-                    .is_some_and(|long| long.starts_with("libvirt-"))
-            );
-            let env = argument.get_env().expect("an environment variable");
-            assert!(env.to_string_lossy().starts_with("FORGE_LIBVIRT_"));
-            assert!(argument.is_hide_env_values_set());
-        }
+        forge_driver::conformance::names_carry_the_prefix(Whole::command(), "libvirt");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use forge_driver::{BaseImage, Context, Error, Kind, Result, Seed, atomic, hold, seed};
 
-use crate::virsh::Virsh;
+use crate::virsh::{Virsh, field};
 use crate::vm::Vm;
 
 /// The pool that forge makes when it is asked for and not there, where libvirt's own tools make it.
@@ -69,20 +69,29 @@ impl Pool<'_> {
             .check()
             .await
             .map_err(|error| error.of_kind(Kind::NotFound))?;
-        if there.is_none() {
-            let words = ["pool-define-as", DEFAULT, "dir", "--target", DEFAULT_TARGET];
-            match self.virsh.call(&words).await {
-                // Another command was faster.
-                Err(error) if error.kind() != Kind::Exists => return Err(error),
-                _ => {}
-            }
+        if let Some(seen) = there {
+            return self.start(seen).await;
         }
+        let words = ["pool-define-as", DEFAULT, "dir", "--target", DEFAULT_TARGET];
+        match self.virsh.call(&words).await {
+            // Another command was faster.
+            Err(error) if error.kind() != Kind::Exists => return Err(error),
+            _ => {}
+        }
+        let seen = self.look().await?;
+        self.start(seen).await
+    }
+
+    /// Starts a pool that is there. Started already: succeeds.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) async fn start(&self, seen: Seen) -> Result<Seen> {
         if self.active().await? {
-            return self.look().await;
+            return Ok(seen);
         }
         // Also when the command that defined it did not come so far. What is there stays.
-        let own = there.is_none_or(|seen| seen.target == Path::new(DEFAULT_TARGET));
-        let steps: &[&str] = if own {
+        let steps: &[&str] = if self.name == DEFAULT && seen.target == Path::new(DEFAULT_TARGET) {
             &["pool-build", "pool-autostart", "pool-start"]
         } else {
             &["pool-start"]
@@ -100,8 +109,7 @@ impl Pool<'_> {
     }
 
     async fn active(&self) -> Result<bool> {
-        let names = self.virsh.call(&["pool-list", "--name"]).await?;
-        Ok(names.lines().any(|name| name.trim() == self.name))
+        self.virsh.lists(&["pool-list", "--name"], self.name).await
     }
 
     async fn look(&self) -> Result<Seen> {
@@ -148,7 +156,7 @@ impl Pool<'_> {
         if there && fs::read_to_string(&note).is_ok_and(|text| text == whole) {
             return Ok(());
         }
-        remove_file(&note)?;
+        atomic::gone(fs::remove_file(&note), &note)?;
         if there {
             self.delete(name).await?;
         }
@@ -169,7 +177,8 @@ impl Pool<'_> {
     pub(crate) async fn drop_base(&self, name: &str, notes: &Path) -> Result<()> {
         atomic::private_folder(notes)?;
         let _work = hold::work(notes).await?;
-        remove_file(&notes.join(format!("{}.{name}", self.name)))?;
+        let note = notes.join(format!("{}.{name}", self.name));
+        atomic::gone(fs::remove_file(&note), &note)?;
         self.delete(name).await
     }
 
@@ -303,8 +312,11 @@ impl Pool<'_> {
     /// # Errors
     /// What libvirt said. Gone already: succeeds.
     pub(crate) async fn remove(&self, vm: &Vm) -> Result<()> {
+        let there = self.volumes().await?;
         for name in [vm.disk(), vm.seed(), vm.console()] {
-            self.delete(&name).await?;
+            if there.contains(&name) {
+                self.take(&name).await?;
+            }
         }
         Ok(())
     }
@@ -317,11 +329,13 @@ impl Pool<'_> {
         if !self.volumes().await?.iter().any(|volume| volume == name) {
             return Ok(());
         }
-        match self
-            .virsh
-            .call(&["vol-delete", name, "--pool", self.name])
-            .await
-        {
+        self.take(name).await
+    }
+
+    /// Removes a volume that was there a moment ago.
+    async fn take(&self, name: &str) -> Result<()> {
+        let words = ["vol-delete", name, "--pool", self.name];
+        match self.virsh.call(&words).await {
             Err(error) if error.kind() != Kind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -354,16 +368,6 @@ impl Drop for Copy {
     }
 }
 
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
-            error,
-            &format!("failed to remove `{}`", path.display()),
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// Reads the description of a pool (<https://libvirt.org/formatstorage.html>).
 fn seen(text: &str) -> Option<Seen> {
     let document = roxmltree::Document::parse(text).ok()?;
@@ -386,8 +390,7 @@ fn seen(text: &str) -> Option<Seen> {
 
 /// The line `Capacity:` of `vol-info --bytes`.
 fn capacity(text: &str) -> Option<usize> {
-    text.lines()
-        .find_map(|line| line.strip_prefix("Capacity:"))?
+    field(text, "Capacity")?
         .split_whitespace()
         .next()?
         .parse()

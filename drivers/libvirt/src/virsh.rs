@@ -45,7 +45,16 @@ impl Virsh {
         self.run(words, None, DEADLINE).await
     }
 
-    /// The same, with a document on its standard input, which the words name as `/dev/stdin`.
+    /// Whether a list has the line `wanted`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(crate) async fn lists(&self, words: &[&str], wanted: &str) -> Result<bool> {
+        let text = self.call(words).await?;
+        Ok(text.lines().any(|line| line.trim() == wanted))
+    }
+
+    /// What one command prints, with a document on its standard input, which the words name as `/dev/stdin`.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -163,6 +172,13 @@ fn understood(uri: &str, what: &str, said: &str) -> Error {
         Kind::Conflict => error.hint("choose another range with `--libvirt-network-cidr`"),
         _ => error,
     }
+}
+
+/// The value of one line of a description such as `dominfo`: a name, a colon, blanks, the value.
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
 }
 
 /// Quotes a word for a batch: virsh splits commands like a shell.

@@ -1,14 +1,11 @@
 //! `domain.json`: what was decided for a machine before the daemon was asked for anything.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use forge_driver::{
-    Artefact, Claim, Context, Endpoints, Error, Instance, Kind, Nic, Result, Spec, atomic,
-    versioned,
-};
+use forge_driver::folder::Record;
+use forge_driver::{Artefact, Claim, Endpoints, Error, Instance, Kind, Nic, Result, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::options::Config;
@@ -40,6 +37,18 @@ pub(crate) struct Vm {
     pub(crate) seeded: bool,
     /// The folder of its pool, on the host of the daemon.
     pub(crate) folder: Option<PathBuf>,
+}
+
+/// The folder of one machine in the driver's directory.
+pub(crate) type Folder = forge_driver::folder::Folder<Vm>;
+
+impl Record for Vm {
+    const FILE: &str = "domain.json";
+    const FORMAT: u32 = FORMAT;
+
+    fn claim(&self) -> Claim {
+        self.claim
+    }
 }
 
 impl Vm {
@@ -114,96 +123,4 @@ impl Vm {
             ]),
         }
     }
-}
-
-/// The folder of one claim. It may not exist.
-#[derive(Clone, Debug)]
-pub(crate) struct Folder {
-    path: PathBuf,
-    claim: Claim,
-}
-
-impl Folder {
-    pub(crate) fn new(home: &Path, claim: Claim) -> Self {
-        Self {
-            path: home.join(claim.to_string()),
-            claim,
-        }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The record; `None` when there is none.
-    ///
-    /// # Errors
-    /// When it cannot be read, or is another machine's ([`Kind::Refused`]).
-    pub(crate) fn read(&self) -> Result<Option<Vm>> {
-        let file = self.path.join("domain.json");
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error)
-                    .or_fail(Kind::Io, || format!("failed to read `{}`", file.display()));
-            }
-        };
-        let vm: Vm = versioned::parse(&text, FORMAT, "a machine's record")
-            .map_err(|error| error.context(format!("failed to read `{}`", file.display())))?;
-        if vm.claim != self.claim {
-            return Err(Error::new(
-                Kind::Refused,
-                format!(
-                    "`{}` belongs to another machine: it carries the claim `{}`",
-                    self.path.display(),
-                    vm.claim
-                ),
-            ));
-        }
-        Ok(Some(vm))
-    }
-
-    /// The record of a machine that must be there.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] when it is not, else as [`Self::read`].
-    pub(crate) fn demand(&self) -> Result<Vm> {
-        self.read()?.ok_or_else(|| {
-            Error::new(
-                Kind::NotFound,
-                format!(
-                    "there is no virtual machine with the claim `{}`",
-                    self.claim
-                ),
-            )
-        })
-    }
-
-    pub(crate) fn write(&self, vm: &Vm) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(vm).or_fail(Kind::Invalid, || {
-            "failed to write a machine's record".into()
-        })?;
-        text.push(b'\n');
-        atomic::write(&self.path.join("domain.json"), &text, 0o600)
-    }
-}
-
-/// Every record in the driver's directory that can be read.
-///
-/// # Errors
-/// When the directory cannot be listed.
-pub(crate) fn made(home: &Path) -> Result<Vec<Vm>> {
-    let entries = match fs::read_dir(home) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).or_fail(Kind::Io, || format!("failed to list `{}`", home.display()));
-        }
-    };
-    Ok(entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<Claim>().ok())
-        .filter_map(|claim| Folder::new(home, claim).read().ok()?)
-        .collect())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use forge_driver::conformance::{self, Bench};
+use forge_driver::conformance::Bench;
 use forge_driver::{BaseImage, Claim, Driver, DriverHome, Mac, Network, Nic, Seed, Spec};
 use forge_libvirt::{AccelChoice, Config, LibvirtDriver};
 use uuid::Uuid;
@@ -151,16 +151,8 @@ impl Bench for Store {
     }
 }
 
-macro_rules! conforms {
-    ($($name:ident),+ $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
-            conformance::$name(&Store::new()).await;
-        })+
-    };
-}
-
-conforms!(
+forge_driver::conforms!(
+    Store::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
     destroying_twice_succeeds,

@@ -242,11 +242,7 @@ async fn try_once(config: &Config, file: &Path, setting: Setting, kernel: &Path)
         works,
         reason,
     };
-    let mut text = serde_json::to_vec_pretty(&tried).map_err(|error| {
-        Error::new(Kind::Invalid, "failed to write the trial's result").because(error)
-    })?;
-    text.push(b'\n');
-    atomic::write(file, &text, 0o600)?;
+    atomic::write_json(file, &tried, "the trial's result")?;
     Ok(tried)
 }
 

@@ -176,6 +176,8 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use forge_driver::folder::Record;
+
     use super::*;
     use crate::vm::tests::{spec, vm};
 

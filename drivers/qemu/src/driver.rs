@@ -1,12 +1,12 @@
 //! The driver itself: each verb safe to repeat, each found by claim.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use forge_driver::folder::records;
 use forge_driver::{
     Claim, Context, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation,
     Power, Result, Spec, State, Wants, atomic, process, seed,
@@ -280,40 +280,16 @@ impl Inner {
         if let Some(vm) = vm {
             launch::remove_sockets(&vm, &self.sockets)?;
         }
-        match fs::remove_dir_all(folder.path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
-                error,
-                &format!("failed to remove `{}`", folder.path().display()),
-            )),
-            _ => Ok(()),
-        }
+        folder.remove()
     }
 
     /// Some machine's record names the network.
     fn used(&self, network: &Network) -> Result<bool> {
-        Ok(self.made()?.iter().any(|vm| {
+        Ok(records::<Vm>(&self.home.dir)?.iter().any(|vm| {
             vm.nic
                 .as_ref()
                 .is_some_and(|nic| nic.network.id == network.id)
         }))
-    }
-
-    /// The machines of this store that can be read.
-    fn made(&self) -> Result<Vec<Vm>> {
-        let entries = match fs::read_dir(&self.home.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error).or_fail(Kind::Io, || {
-                    format!("failed to list `{}`", self.home.dir.display())
-                });
-            }
-        };
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<Claim>().ok())
-            .filter_map(|claim| self.folder(claim).read().ok()?)
-            .collect())
     }
 }
 
@@ -399,7 +375,7 @@ impl Driver for QemuDriver {
     }
 
     async fn list(&self) -> Result<Vec<(Claim, String)>> {
-        let made = self.inner.made()?;
+        let made = records::<Vm>(&self.inner.home.dir)?;
         Ok(made.into_iter().map(|vm| (vm.claim, vm.name)).collect())
     }
 

@@ -1,13 +1,14 @@
 //! The folder of one machine, and the two locks that say what is going on with it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forge_driver::hold::{self, Work, try_lock};
-use forge_driver::{Claim, Context, Error, Kind, Result, atomic};
+use forge_driver::hold::try_lock;
+use forge_driver::{Claim, Context, Kind, Result, atomic, folder};
 use tokio::time::{Instant, sleep};
 
 use crate::vm::Vm;
@@ -15,120 +16,47 @@ use crate::vm::Vm;
 /// How long a start waits for a lock that a reader may be testing this very moment.
 const TEST_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The folder of one claim. It may not exist.
-#[derive(Clone, Debug)]
-pub(crate) struct Folder {
-    path: PathBuf,
-    claim: Claim,
+/// The folder of one claim, and what of QEMU's lies in it besides the record.
+#[derive(Debug)]
+pub(crate) struct Folder(folder::Folder<Vm>);
+
+impl Deref for Folder {
+    type Target = folder::Folder<Vm>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Folder {
     /// The folder of `claim` in the driver's directory.
     pub(crate) fn new(home: &Path, claim: Claim) -> Self {
-        Self {
-            path: home.join(claim.to_string()),
-            claim,
-        }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn claim(&self) -> Claim {
-        self.claim
+        Self(folder::Folder::new(home, claim))
     }
 
     /// The overlay.
     pub(crate) fn disk(&self) -> PathBuf {
-        self.path.join("disk.qcow2")
+        self.path().join("disk.qcow2")
     }
 
     /// The NoCloud medium.
     pub(crate) fn seed(&self) -> PathBuf {
-        self.path.join("seed.iso")
+        self.path().join("seed.iso")
     }
 
     /// What the guest writes to its serial port.
     pub(crate) fn console(&self) -> PathBuf {
-        self.path.join("console.log")
+        self.path().join("console.log")
     }
 
     /// What QEMU itself has to say once it runs.
     pub(crate) fn log(&self) -> PathBuf {
-        self.path.join("qemu.log")
+        self.path().join("qemu.log")
     }
 
     /// The process id, written by QEMU and removed by it when it ends.
     pub(crate) fn pid(&self) -> PathBuf {
-        self.path.join("vm.pid")
-    }
-
-    /// The record, or `None` when nothing was made under this claim.
-    ///
-    /// # Errors
-    /// [`Kind::Refused`] when the record is another machine's; what [`Vm::parse`] reports.
-    pub(crate) fn read(&self) -> Result<Option<Vm>> {
-        let file = self.path.join("vm.json");
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error)
-                    .or_fail(Kind::Io, || format!("failed to read `{}`", file.display()));
-            }
-        };
-        let vm = Vm::parse(&text)
-            .map_err(|error| error.context(format!("failed to read `{}`", file.display())))?;
-        if vm.claim != self.claim {
-            return Err(Error::new(
-                Kind::Refused,
-                format!(
-                    "`{}` belongs to another machine: it carries the claim `{}`",
-                    self.path.display(),
-                    vm.claim
-                ),
-            )
-            .hint("look at that folder by hand: forge does not touch what is not its own"));
-        }
-        Ok(Some(vm))
-    }
-
-    /// The record of a machine that must be there.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] when it is not, else as [`Self::read`].
-    pub(crate) fn demand(&self) -> Result<Vm> {
-        self.read()?.ok_or_else(|| {
-            Error::new(
-                Kind::NotFound,
-                format!(
-                    "there is no virtual machine with the claim `{}`",
-                    self.claim
-                ),
-            )
-        })
-    }
-
-    pub(crate) fn write(&self, vm: &Vm) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(vm).or_fail(Kind::Invalid, || {
-            "failed to write a machine's record".into()
-        })?;
-        text.push(b'\n');
-        atomic::write(&self.path.join("vm.json"), &text, 0o600)
-    }
-
-    /// Keeps other commands from working on this machine; `None` when the folder does not exist.
-    ///
-    /// # Errors
-    /// [`Kind::Timeout`] when another command does not finish.
-    pub(crate) async fn work(&self) -> Result<Option<Work>> {
-        hold::work(&self.path).await
-    }
-
-    /// Another command works on this machine right now.
-    pub(crate) fn worked_on(&self) -> Result<bool> {
-        hold::worked_on(&self.path)
+        self.path().join("vm.pid")
     }
 
     /// A process of this machine lives. The lock is the process's own: it goes with it, however it ends.
@@ -179,12 +107,14 @@ impl Folder {
     }
 
     fn lock_path(&self) -> PathBuf {
-        self.path.join("vm.lock")
+        self.path().join("vm.lock")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::vm::tests::{spec, vm};
 

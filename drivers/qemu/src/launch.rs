@@ -130,13 +130,7 @@ pub(crate) fn remove_sockets(vm: &Vm, sockets: &Sockets) -> Result<()> {
 
 /// Removes a file; gone already: succeeds.
 pub(crate) fn remove(file: &Path) -> Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(atomic::full(
-            error,
-            &format!("failed to remove `{}`", file.display()),
-        )),
-        _ => Ok(()),
-    }
+    atomic::gone(fs::remove_file(file), file)
 }
 
 /// Keeps the console from growing for ever and from being read by others.

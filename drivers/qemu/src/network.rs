@@ -53,11 +53,7 @@ impl Networks {
     pub(crate) async fn ensure(&self, network: &Network) -> Result<()> {
         self.check(network)?;
         atomic::private_folder(&self.records)?;
-        let mut text = serde_json::to_vec_pretty(network).or_fail(Kind::Invalid, || {
-            "failed to write a network's record".into()
-        })?;
-        text.push(b'\n');
-        atomic::write(&self.record(network.id), &text, 0o600)?;
+        atomic::write_json(&self.record(network.id), network, "a network's record")?;
         self.serve(network.id).await
     }
 

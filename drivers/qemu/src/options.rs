@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::host;
 use crate::network::NAT;
 
-const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// What a user can choose about machines of this driver. Every field may be absent, so that flags,
@@ -215,21 +214,7 @@ impl Config {
 
     fn sane(&self) -> Result<()> {
         let usage = |message: String| Err(Error::new(Kind::Usage, message));
-        if !(128..=(16 << 20)).contains(&self.memory_mib) {
-            return usage(format!(
-                "`--qemu-memory {}` is out of range: it is in MiB, from 128 to 16777216",
-                self.memory_mib
-            ));
-        }
-        if !(1..=255).contains(&self.cpus) {
-            return usage(format!(
-                "`--qemu-cpus {}` is out of range: 1 to 255",
-                self.cpus
-            ));
-        }
-        if !(64 * MIB..=64 << 40).contains(&self.disk_bytes) {
-            return usage("`--qemu-disk-size` is out of range: 64M to 64T".into());
-        }
+        options::hardware("qemu", self.memory_mib, self.cpus, self.disk_bytes)?;
         for (flag, text) in [
             ("--qemu-machine", Some(self.machine.as_str())),
             ("--qemu-cpu-model", self.cpu_model.as_deref()),
@@ -279,23 +264,7 @@ mod tests {
 
     #[test]
     fn the_command_holds_together_and_every_name_carries_the_prefix() {
-        let command = Whole::command();
-        command.clone().debug_assert();
-        for argument in command.get_arguments() {
-            assert!(
-                argument.get_id().as_str().starts_with("qemu_"),
-                "{}",
-                argument.get_id()
-            );
-            assert!(
-                argument
-                    .get_long()
-                    .is_some_and(|long| long.starts_with("qemu-"))
-            );
-            let env = argument.get_env().expect("an environment variable");
-            assert!(env.to_string_lossy().starts_with("FORGE_QEMU_"));
-            assert!(argument.is_hide_env_values_set());
-        }
+        forge_driver::conformance::names_carry_the_prefix(Whole::command(), "qemu");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use forge_driver::folder::Record;
 use forge_driver::{
-    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec, versioned,
+    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,15 @@ pub(crate) struct Hardware {
     pub(crate) cpu: String,
 }
 
+impl Record for Vm {
+    const FILE: &str = "vm.json";
+    const FORMAT: u32 = FORMAT;
+
+    fn claim(&self) -> Claim {
+        self.claim
+    }
+}
+
 impl Vm {
     /// The machine that `spec` wishes.
     ///
@@ -79,14 +89,6 @@ impl Vm {
         };
         vm.instance()?;
         Ok(vm)
-    }
-
-    /// Reads the record that `text` holds.
-    ///
-    /// # Errors
-    /// [`Kind::Newer`] for a later format, [`Kind::Corrupt`] for anything else that does not fit.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        versioned::parse(text, FORMAT, "a machine's record")
     }
 
     /// All forwards, those of the endpoints first.

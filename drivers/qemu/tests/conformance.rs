@@ -12,16 +12,8 @@ fn switch_process() {
     bench::maybe_switch();
 }
 
-macro_rules! conforms {
-    ($($name:ident),+ $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
-            conformance::$name(&Store::new()).await;
-        })+
-    };
-}
-
-conforms!(
+forge_driver::conforms!(
+    Store::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
     destroying_twice_succeeds,
