@@ -68,7 +68,12 @@ impl LibvirtDriver {
 
     /// The record of a machine that is to be made, on disk before the daemon is asked for anything of it.
     async fn decided(&self, spec: &Spec, folder: &Folder) -> Result<Vm> {
-        if let Some(vm) = folder.read()? {
+        if let Some(mut vm) = folder.read()? {
+            if vm.leaving {
+                // A removal was cut off, and the machine is wished again.
+                vm.leaving = false;
+                folder.write(&vm)?;
+            }
             return Ok(vm);
         }
         let virsh = Virsh::new(&self.config);
@@ -332,7 +337,7 @@ impl Driver for LibvirtDriver {
         let Some(_work) = folder.work().await? else {
             return Ok(());
         };
-        if let Some(vm) = folder.read()? {
+        if let Some(mut vm) = folder.read()? {
             let virsh = Virsh::new(&vm.config);
             let id = claim.to_string();
             match domain::find_one(&virsh, claim).await? {
@@ -357,17 +362,23 @@ impl Driver for LibvirtDriver {
             }
             let pool = Pool {
                 virsh: &virsh,
-                name: &vm.config.pool,
+                name: &vm.config.pool.clone(),
             };
-            let shared = records::<Vm>(&self.home.dir)?.iter().any(|other| {
-                other.claim != claim && other.base == vm.base && other.config.pool == vm.config.pool
-            });
             if let Some(seen) = pool.check().await? {
                 pool.start(seen).await?;
                 pool.remove(&vm).await?;
-                if !shared {
-                    pool.drop_base(&vm.base, &self.notes()).await?;
-                }
+                // Of machines that leave at the same time, the last to say so takes the base along.
+                let base = vm.base.clone();
+                let unused = || {
+                    vm.leaving = true;
+                    folder.write(&vm)?;
+                    Ok(!records::<Vm>(&self.home.dir)?.iter().any(|other| {
+                        !other.leaving
+                            && other.base == vm.base
+                            && other.config.pool == vm.config.pool
+                    }))
+                };
+                pool.drop_base(&base, &self.notes(), unused).await?;
             }
             network::unlease(&virsh, &vm.nic).await?;
         }

@@ -170,13 +170,21 @@ impl Pool<'_> {
         atomic::write(&note, whole.as_bytes(), 0o600)
     }
 
-    /// Removes the base image `name`.
+    /// Removes the base image `name`, when it is `unused`: asked while nobody else brings or drops one.
     ///
     /// # Errors
     /// What libvirt said. Gone already: succeeds.
-    pub(crate) async fn drop_base(&self, name: &str, notes: &Path) -> Result<()> {
+    pub(crate) async fn drop_base(
+        &self,
+        name: &str,
+        notes: &Path,
+        unused: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
         atomic::private_folder(notes)?;
         let _work = hold::work(notes).await?;
+        if !unused()? {
+            return Ok(());
+        }
         let note = notes.join(format!("{}.{name}", self.name));
         atomic::gone(fs::remove_file(&note), &note)?;
         self.delete(name).await

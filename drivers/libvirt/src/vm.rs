@@ -35,6 +35,9 @@ pub(crate) struct Vm {
     pub(crate) base: String,
     /// Its seed has been written: no later call writes it again.
     pub(crate) seeded: bool,
+    /// Its disk is gone, for good: it does not need its base any more.
+    #[serde(default)]
+    pub(crate) leaving: bool,
     /// The folder of its pool, on the host of the daemon.
     pub(crate) folder: Option<PathBuf>,
 }
@@ -72,6 +75,7 @@ impl Vm {
             nic,
             base,
             seeded: false,
+            leaving: false,
             folder: None,
         })
     }

@@ -162,3 +162,30 @@ forge_driver::conforms!(
     a_foreign_machine_is_refused,
     a_blanked_seed_holds_nothing,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_leave_together_take_their_base_along() {
+    let store = Store::new();
+    let driver = store.driver();
+    let specs = [store.spec(), store.spec(), store.spec()];
+    for spec in &specs {
+        driver.create(spec).await.expect("made");
+    }
+    let base = format!(
+        "forge-base-{}",
+        &store.network.owner.simple().to_string()[..8]
+    );
+    assert!(said(&["vol-list", "default"]).contains(&base));
+    let [one, two, three] = specs.map(|spec| spec.claim);
+    let (a, b, c) = tokio::join!(
+        driver.destroy(one),
+        driver.destroy(two),
+        driver.destroy(three)
+    );
+    a.and(b).and(c).expect("destroyed");
+    assert!(!said(&["vol-list", "default"]).contains(&base));
+    driver
+        .release_shared(&store.network)
+        .await
+        .expect("released");
+}
