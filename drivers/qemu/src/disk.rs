@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use forge_driver::{BaseImage, Context, Error, Kind, Result, atomic, process};
+use forge_driver::{BaseImage, Context, Kind, Result, atomic, process};
 use tokio::process::Command;
 
 /// How long qemu-img may take; an overlay is a few hundred kilobytes, whatever its virtual size.
@@ -73,36 +73,6 @@ fn between(folder: &Path, file: &Path) -> PathBuf {
     up.chain(to[common..].iter().copied()).collect()
 }
 
-/// An error unless the base image is there and its disk fits into `bytes`.
-pub(crate) fn fits(image: &BaseImage, bytes: u64) -> Result<()> {
-    if !image.disk.is_file() {
-        return Err(Error::new(
-            Kind::Precheck,
-            format!("the base image `{}` is missing", image.disk.display()),
-        )
-        .hint("run `forge image ls` to see what there is, `forge image build` to make one"));
-    }
-    if bytes < image.size {
-        return Err(Error::new(
-            Kind::Precheck,
-            format!(
-                "a disk of {} is smaller than the base image, which needs {}",
-                mib(bytes),
-                mib(image.size)
-            ),
-        )
-        .hint(format!(
-            "give at least `--qemu-disk-size {}G`",
-            image.size.div_ceil(1 << 30)
-        )));
-    }
-    Ok(())
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{} MiB", bytes >> 20)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,30 +85,5 @@ mod tests {
         );
         assert_eq!(way, Path::new("../../../images/i/disk.qcow2"));
         assert_eq!(between(Path::new("/a"), Path::new("/a/b")), Path::new("b"));
-    }
-
-    #[test]
-    fn a_disk_smaller_than_its_image_is_refused() {
-        let file = tempfile::NamedTempFile::new().expect("file");
-        let image = BaseImage {
-            disk: file.path().to_owned(),
-            kernel: None,
-            size: 8 << 30,
-        };
-        fits(&image, 8 << 30).expect("fits");
-        let error = fits(&image, 4 << 30).expect_err("too small");
-        assert_eq!(error.kind(), Kind::Precheck);
-        assert_eq!(
-            error.deepest_hint(),
-            Some("give at least `--qemu-disk-size 8G`")
-        );
-        let none = BaseImage {
-            disk: "/nonexistent".into(),
-            ..image
-        };
-        assert_eq!(
-            fits(&none, 8 << 30).expect_err("missing").kind(),
-            Kind::Precheck
-        );
     }
 }

@@ -29,7 +29,7 @@ pub async fn findings(
             packages: Vec::new(),
         });
     }
-    if let Some((total, available)) = host::memory() {
+    if let Some((total, available)) = forge_driver::host::memory() {
         let machines = available / u64::from(config.memory_mib.max(1));
         found.push(Finding {
             what: "memory".into(),
@@ -92,13 +92,13 @@ fn firmware() -> Finding {
 }
 
 fn space(home: &DriverHome) -> Finding {
-    let outcome = precheck::space(home, 1);
+    let outcome = forge_driver::host::space_for(&home.dir, 1);
     let folder = home
         .dir
         .ancestors()
         .find(|path| path.exists())
         .unwrap_or(&home.dir);
-    let free = host::free_space(folder)
+    let free = forge_driver::host::free_space(folder)
         .map_or("unknown".into(), |free| format!("{} MiB free", free >> 20));
     Finding {
         what: "disk".into(),

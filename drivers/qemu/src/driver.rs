@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::folder::records;
+use forge_driver::ports::free;
 use forge_driver::{
     Claim, Context, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation,
-    Power, Result, Spec, State, Wants, atomic, process, seed,
+    Power, Result, Spec, State, Wants, atomic, host, process, seed,
 };
 use tokio::process::Command;
 use tokio::sync::{OnceCell, Semaphore};
@@ -19,7 +20,6 @@ use crate::accel::{accelerator, cpu_model, version};
 use crate::arguments::OUTER;
 use crate::disk;
 use crate::folder::Folder;
-use crate::host;
 use crate::launch::{self, launch};
 use crate::network::Networks;
 use crate::options::Config;
@@ -259,7 +259,7 @@ impl Inner {
                 .filter(|forward| !vm.published.contains(forward))
                 .copied()
                 .collect();
-            ports::free(&new)?;
+            free(&new)?;
         }
         vm.published = forwards.to_vec();
         folder.write(&vm)
@@ -327,7 +327,7 @@ impl Driver for QemuDriver {
         Wants {
             forwards: true,
             network: Some(self.inner.config.network_cidr),
-            leased: false,
+            ..Wants::default()
         }
     }
 
@@ -336,19 +336,19 @@ impl Driver for QemuDriver {
         precheck::programs(&inner.config)?;
         precheck::new_enough(&version(&inner.config.binary).await?)?;
         precheck::machine_type(&inner.config).await?;
-        let machines = specs.len() as u64;
-        precheck::memory(&inner.config, machines, host::memory())?;
+        let memory = inner.config.memory_mib;
+        host::memory_for("qemu", memory, specs.len(), host::memory())?;
         for spec in specs {
-            disk::fits(&spec.image, inner.config.disk_bytes)?;
+            host::holds_image("--qemu-disk-size", inner.config.disk_bytes, &spec.image)?;
         }
-        precheck::space(&inner.home, machines)?;
+        host::space_for(&inner.home.dir, specs.len())?;
         for nic in specs.iter().filter_map(|spec| spec.nic.as_ref()) {
             inner
                 .networks
                 .check(&nic.network)
                 .map_err(|error| error.of_kind(Kind::Precheck))?;
         }
-        precheck::forwards(specs).map_err(|error| error.of_kind(Kind::Precheck))
+        host::forwards_of(specs).map_err(|error| error.of_kind(Kind::Precheck))
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {

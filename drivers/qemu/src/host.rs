@@ -1,7 +1,5 @@
 //! What the host is, decided when forge is built.
 
-use std::path::Path;
-
 /// A processor architecture that guests and host share: nothing foreign is emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arch {
@@ -79,40 +77,5 @@ impl Arch {
             Self::X86_64 => vec!["qemu-system-x86"],
             Self::Aarch64 => vec!["qemu-system-arm", "qemu-efi-aarch64"],
         }
-    }
-}
-
-/// The host's memory in MiB, in all and free for new programs; `None` where it cannot be told.
-pub(crate) fn memory() -> Option<(u64, u64)> {
-    meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-/// Reads `MemTotal` and `MemAvailable` (proc_meminfo(5)), which are in KiB.
-fn meminfo(text: &str) -> Option<(u64, u64)> {
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .and_then(|rest| rest.trim_start_matches(':').split_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok())
-            .map(|kib| kib / 1024)
-    };
-    Some((field("MemTotal")?, field("MemAvailable")?))
-}
-
-/// The bytes that this user may still write below `folder`.
-pub(crate) fn free_space(folder: &Path) -> std::io::Result<u64> {
-    let stat = rustix::fs::statvfs(folder)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_read_in_mib() {
-        let text = "MemTotal:       24610000 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
-        assert_eq!(meminfo(text), Some((24033, 2)));
-        assert_eq!(meminfo("MemTotal: 1 kB\n"), None);
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forge_driver::ports::free;
 use forge_driver::{Context, Error, Forward, KernelFiles, Kind, Result, atomic, process};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -14,7 +15,6 @@ use crate::arguments::arguments;
 use crate::folder::Folder;
 use crate::host;
 use crate::network::Networks;
-use crate::ports;
 use crate::qmp::Qmp;
 use crate::sockets::Sockets;
 use crate::vm::Vm;
@@ -46,7 +46,7 @@ pub(crate) async fn launch(
         return Ok(());
     };
     let forwards: Vec<Forward> = vm.forwards().collect();
-    ports::free(&forwards)?;
+    free(&forwards)?;
     sockets.prepare()?;
     if let Some(nic) = &vm.nic {
         networks.serve(nic.network.id).await?;

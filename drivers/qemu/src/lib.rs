@@ -32,4 +32,5 @@ pub use accel::{Accel, accelerator};
 pub use doctor::findings;
 pub use driver::QemuDriver;
 pub use options::{AccelChoice, Config, DiskCache, Options};
+pub use precheck::ready;
 pub use switch::run_switch;

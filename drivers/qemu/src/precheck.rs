@@ -1,18 +1,12 @@
 //! What can be known before anything is touched.
 
-use std::path::Path;
 use std::time::Duration;
 
-use forge_driver::{DriverHome, Error, Forward, Kind, Result, Spec, process};
+use forge_driver::{Error, Kind, Result, process};
 use tokio::process::Command;
 
 use crate::disk;
-use crate::host;
 use crate::options::Config;
-use crate::ports;
-
-/// What one machine writes to its disk before anybody uses it, roughly: first boot and engine.
-const DISK_NEED: u64 = 512 << 20;
 
 /// A program says what it knows within this time.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -35,6 +29,16 @@ pub(crate) fn programs(config: &Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a quick look at this host tells about the driver: the programs are there, or which is not.
+///
+/// # Errors
+/// What is missing, in a few words.
+pub fn ready() -> std::result::Result<&'static str, String> {
+    programs(&Config::default())
+        .map(|()| "QEMU is installed")
+        .map_err(|error| error.message().to_owned())
 }
 
 /// The version in a program's first line: `QEMU emulator version 10.0.2 (…)`.
@@ -89,73 +93,6 @@ pub(crate) async fn machine_type(config: &Config) -> Result<()> {
     )))
 }
 
-/// The machines fit into the host's memory.
-pub(crate) fn memory(config: &Config, machines: u64, host: Option<(u64, u64)>) -> Result<()> {
-    let Some((total, _)) = host else {
-        return Ok(());
-    };
-    let wanted = u64::from(config.memory_mib).saturating_mul(machines);
-    if wanted <= total {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Precheck,
-        format!("{machines} machines of {} MiB need {wanted} MiB of memory, and this host has {total} MiB in all", config.memory_mib),
-    )
-    .hint("give them less with `--qemu-memory`, or make fewer"))
-}
-
-/// The disk that the machines lie on has room for their beginnings.
-pub(crate) fn space(home: &DriverHome, machines: u64) -> Result<()> {
-    let folder = existing(&home.dir);
-    let Ok(free) = host::free_space(folder) else {
-        return Ok(());
-    };
-    room(folder, machines, free)
-}
-
-fn room(folder: &Path, machines: u64, free: u64) -> Result<()> {
-    let need = DISK_NEED.saturating_mul(machines);
-    if free >= need {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Precheck,
-        format!(
-            "the disk with `{}` is too full: {machines} machines need {} MiB to begin with, and {} MiB are free",
-            folder.display(),
-            need >> 20,
-            free >> 20
-        ),
-    )
-    .hint("free some space, or set FORGE_HOME to a folder on another disk"))
-}
-
-fn existing(folder: &Path) -> &Path {
-    folder
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"))
-}
-
-/// Every port is free, and none is wished for twice.
-pub(crate) fn forwards(specs: &[Spec]) -> Result<()> {
-    let all: Vec<Forward> = specs
-        .iter()
-        .flat_map(|spec| spec.forwards.iter().copied())
-        .collect();
-    let mut seen = std::collections::HashSet::new();
-    for forward in &all {
-        if !seen.insert(forward.host) {
-            return Err(Error::new(
-                Kind::Conflict,
-                format!("`{}` is wished for twice", forward.host),
-            ));
-        }
-    }
-    ports::free(&all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,36 +128,5 @@ mod tests {
                 .deepest_hint()
                 .is_some_and(|hint| hint.contains("forge doctor --fix"))
         );
-    }
-
-    #[test]
-    fn more_memory_than_there_is_is_refused() {
-        let config = Config {
-            memory_mib: 4096,
-            ..Config::default()
-        };
-        memory(&config, 2, Some((8192, 100))).expect("fits");
-        let error = memory(&config, 3, Some((8192, 100))).expect_err("too much");
-        assert!(error.message().contains("12288 MiB"), "{}", error.message());
-        memory(&config, 3, None).expect("nobody knows");
-    }
-
-    #[test]
-    fn a_full_disk_is_seen_early() {
-        room(Path::new("/d"), 2, 1 << 30).expect("fits");
-        let error = room(Path::new("/d"), 3, 1 << 30).expect_err("full");
-        assert_eq!(error.kind(), Kind::Precheck);
-        assert!(
-            error.message().contains("1536 MiB") && error.message().contains("1024 MiB"),
-            "{}",
-            error.message()
-        );
-    }
-
-    #[test]
-    fn a_port_wished_for_twice_is_refused() {
-        let spec = crate::vm::tests::spec();
-        let error = forwards(&[spec.clone(), spec]).expect_err("twice");
-        assert_eq!(error.kind(), Kind::Conflict);
     }
 }
