@@ -5,7 +5,7 @@
 help:
 	@echo 'make demo    a swarm of three managers on this machine, from nothing'
 	@echo 'make build   target/release/forge'
-	@echo 'make test    every check; PARTS="fmt unit" for some (shell fmt clippy deny build unit lab libvirt trouble demo, and long)'
+	@echo 'make test    every check; PARTS="fmt unit" for some (shell fmt clippy deny build unit lab libvirt virtualbox trouble demo, and long)'
 	@echo 'make bench   the speeds: ratios, side by side, in one run'
 	@echo 'make clean   remove what was built here'
 

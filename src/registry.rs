@@ -1,6 +1,7 @@
 //! The one file that names all drivers.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Entry {
     pub access: fn(&Store) -> Arc<dyn Access>,
     /// Opens it with a recorded configuration.
     pub open: fn(&Value, DriverHome) -> Result<Arc<dyn Driver>>,
+    /// A quick look at whether machines can be made with it here: what speaks for it, or what is missing.
+    pub ready: fn() -> std::result::Result<&'static str, String>,
     /// What it finds out about this host.
     pub findings: for<'a> fn(&'a Forge) -> BoxFuture<'a, Result<Vec<Finding>>>,
 }
@@ -76,6 +79,7 @@ pub fn all() -> &'static [Entry] {
                 let config: forge_qemu::Config = understood("qemu", config)?;
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
             },
+            ready: forge_qemu::ready,
             findings: |forge| {
                 Box::pin(async move {
                     // The accelerator is tried with the kernel of a base image, when there is one.
@@ -111,9 +115,44 @@ pub fn all() -> &'static [Entry] {
                 let config: forge_libvirt::Config = understood("libvirt", config)?;
                 Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
             },
+            ready: forge_libvirt::ready,
             findings: |_| {
                 Box::pin(async {
                     Ok(forge_libvirt::findings(&forge_libvirt::Config::default()).await)
+                })
+            },
+        },
+        Entry {
+            id: "virtualbox",
+            about: "machines of VirtualBox, with NAT and an internal or a host-only network",
+            augment: |command| forge_virtualbox::Options::augment_args(command),
+            resolve: |matches| {
+                let options =
+                    forge_virtualbox::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_virtualbox::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || recorded(&forge_virtualbox::Config::default()),
+            network: |config| {
+                Ok(Some(
+                    understood::<forge_virtualbox::Config>("virtualbox", config)?.network_cidr(),
+                ))
+            },
+            access: over_network,
+            open: |config, home| {
+                let config: forge_virtualbox::Config = understood("virtualbox", config)?;
+                Ok(Arc::new(forge_virtualbox::VirtualBoxDriver::open(
+                    config, home,
+                )))
+            },
+            ready: forge_virtualbox::ready,
+            findings: |forge| {
+                Box::pin(async move {
+                    let (config, home) = (
+                        forge_virtualbox::Config::default(),
+                        home(forge, "virtualbox")?,
+                    );
+                    Ok(forge_virtualbox::findings(&config, &home).await)
                 })
             },
         },
@@ -131,6 +170,7 @@ pub fn all() -> &'static [Entry] {
                 })
             },
             open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
+            ready: || Err("it is for tests of forge itself".to_owned()),
             findings: |_| Box::pin(async { Ok(Vec::new()) }),
         },
     ]
@@ -149,6 +189,61 @@ pub fn find(id: &str) -> Result<&'static Entry> {
         Error::new(Kind::Usage, format!("there is no driver `{id}`"))
             .hint(format!("the drivers are {}", known.join(", ")))
     })
+}
+
+/// A driver that nobody named, and why it is the one.
+pub struct Pick {
+    /// The driver.
+    pub entry: &'static Entry,
+    /// Why, in a few words.
+    pub why: String,
+}
+
+/// The driver for a command that names none: the one whose option the words hold, else the first that machines can be
+/// made with here.
+pub fn pick(words: &[OsString]) -> Pick {
+    let options = words
+        .iter()
+        .map_while(|word| word.to_str().filter(|word| *word != "--"));
+    for word in options {
+        let named = all().iter().find(|entry| {
+            word.strip_prefix("--")
+                .and_then(|rest| rest.strip_prefix(entry.id))
+                .is_some_and(|rest| rest.starts_with('-'))
+        });
+        if let Some(entry) = named {
+            let flag = word.split('=').next().unwrap_or(word);
+            return Pick {
+                entry,
+                why: format!("`{flag}` is its option"),
+            };
+        }
+    }
+    best(all(), |entry| (entry.ready)())
+}
+
+/// The first that is ready, and what the ones before it lack.
+fn best(
+    entries: &'static [Entry],
+    ready: impl Fn(&Entry) -> std::result::Result<&'static str, String>,
+) -> Pick {
+    let mut lacking = Vec::new();
+    for entry in entries {
+        match ready(entry) {
+            Ok(there) => {
+                lacking.push(there.to_owned());
+                return Pick {
+                    entry,
+                    why: lacking.join(", "),
+                };
+            }
+            Err(missing) => lacking.push(missing),
+        }
+    }
+    Pick {
+        entry: &entries[0],
+        why: "no driver has what it needs here, and `forge doctor --fix` can install what this one does".to_owned(),
+    }
 }
 
 /// Opens the driver `id` on the store with a recorded configuration. Every call is a span and, in test
@@ -370,6 +465,7 @@ pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
         .into_iter()
         .filter_map(|(_, record)| Some(record.ok()?.driver))
         .collect();
+    let taken = pick(&[]).entry;
     let asked = join_all(all().iter().map(|entry| (entry.findings)(forge))).await;
     all()
         .iter()
@@ -379,7 +475,7 @@ pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
                 driver: entry.id,
                 needed: wished.contains(&entry.id)
                     || used.iter().any(|used| used == entry.id)
-                    || (wished.is_empty() && entry.id == all()[0].id),
+                    || (wished.is_empty() && entry.id == taken.id),
                 findings: findings?,
             })
         })
@@ -395,6 +491,32 @@ mod tests {
         let error = find("vmware").err().expect("unknown");
         assert_eq!(error.kind(), Kind::Usage);
         assert!(error.deepest_hint().expect("a hint").contains("`qemu`"));
+    }
+
+    #[test]
+    fn an_option_chooses_its_driver_and_says_so() {
+        let words = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
+        let picked = pick(&words("forge create --virtualbox-memory=2048 n1"));
+        assert_eq!(picked.entry.id, "virtualbox");
+        assert_eq!(picked.why, "`--virtualbox-memory` is its option");
+        let behind = pick(&words("forge create n1 -- --virtualbox-memory 1"));
+        assert_eq!(behind.why, best(all(), |entry| (entry.ready)()).why);
+    }
+
+    #[test]
+    fn the_first_driver_that_is_ready_is_taken_and_the_others_are_told() {
+        let picked = best(all(), |entry| match entry.id {
+            "virtualbox" => Ok("VirtualBox is installed"),
+            id => Err(format!("`{id}` is missing")),
+        });
+        assert_eq!(picked.entry.id, "virtualbox");
+        assert_eq!(
+            picked.why,
+            "`qemu` is missing, `libvirt` is missing, VirtualBox is installed"
+        );
+        let none = best(all(), |_| Err(String::new()));
+        assert_eq!(none.entry.id, "qemu");
+        assert!(none.why.contains("forge doctor --fix"));
     }
 
     #[test]

@@ -24,22 +24,7 @@ fn lab_libvirt_swarm() {
     if std::env::var_os("FORGE_LIBVIRT_INSIDE").is_some() {
         return inside();
     }
-    // Outside, where the packages of an image can be reached.
-    drop(Store::new(FORGE));
-    let here = std::env::current_exe().expect("this program");
-    let ran = forge_lab::run(
-        Command::new(WRAPPER)
-            .arg(here)
-            .args(["--exact", "lab_libvirt_swarm", "--nocapture"]),
-        b"",
-        DEADLINE,
-    );
-    // Set in, so that nobody takes its result for one more.
-    for line in ran.text().lines() {
-        println!("  {line}");
-    }
-    assert_eq!(ran.code, 0, "{ran}");
-    assert!(ran.text().contains("1 passed"), "{ran}");
+    forge_lab::run_inside(FORGE, WRAPPER, "lab_libvirt_swarm", DEADLINE);
 }
 
 fn virsh(words: &[&str], document: &str) -> String {

@@ -217,12 +217,13 @@ pub async fn check_host(
 
 /// The network that so many machines more of this driver would be on, where it wants one.
 fn check_network(forge: &Forge, driver: &dyn Driver, machines: usize) -> Result<Option<Network>> {
-    let Some(cidr) = driver.wants().network else {
+    let wants = driver.wants();
+    let Some(cidr) = wants.network else {
         return Ok(None);
     };
     let taken = record::taken(&forge.store)?;
     let network = addresses::check_network(&forge.store, cidr, &taken)?;
-    addresses::room(&network, &taken, machines)?;
+    addresses::room(&network, &taken, machines, &wants.kept)?;
     Ok(Some(network))
 }
 

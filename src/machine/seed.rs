@@ -27,8 +27,9 @@ pub(super) fn render(
             led_out(placement.outer_mac),
             json!({
                 "mac": nic.mac,
-                "dhcp": false,
-                "address": format!("{}/{}", nic.address, nic.network.cidr.prefix_len()),
+                "dhcp": placement.served,
+                "address": (!placement.served)
+                    .then(|| format!("{}/{}", nic.address, nic.network.cidr.prefix_len())),
             }),
         ],
         None => vec![led_out(placement.outer_mac)],

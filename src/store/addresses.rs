@@ -39,6 +39,9 @@ pub struct Placement {
     /// The internal network leads out as well and gives out its addresses itself: there is no other interface.
     #[serde(default)]
     pub leased: bool,
+    /// The internal network gives out its addresses itself, beside an interface that leads out.
+    #[serde(default)]
+    pub served: bool,
     /// The hardware address of the interface that leads out.
     pub outer_mac: Mac,
     /// SSH as forwarded by the host.
@@ -111,7 +114,7 @@ pub fn allocate(
     let nic = match wants.network {
         Some(cidr) => {
             let network = network(&mut ledger, cidr, store.id(), taken)?;
-            let address = internal(&mut ledger, &network, &taken.internal)?;
+            let address = internal(&mut ledger, &network, &taken.internal, &wants.kept)?;
             Some(Nic {
                 network,
                 address,
@@ -131,6 +134,7 @@ pub fn allocate(
         loopback,
         nic,
         leased: wants.leased,
+        served: wants.served,
         outer_mac: Mac::of(claim, 0),
         ssh,
         engine,
@@ -199,12 +203,14 @@ pub fn capacity(cidr: Ipv4Net) -> usize {
         .saturating_sub(3)
 }
 
-/// Makes sure that the network has addresses for so many machines more.
+/// Makes sure that the network has addresses for so many machines more, besides those that are `kept` for others.
 ///
 /// # Errors
 /// [`Kind::Precheck`] with how many there are.
-pub fn room(network: &Network, taken: &Taken, machines: usize) -> Result<()> {
-    let all = capacity(network.cidr);
+pub fn room(network: &Network, taken: &Taken, machines: usize, kept: &[Ipv4Addr]) -> Result<()> {
+    let first = Ipv4Addr::from(u32::from(network.cidr.network()) + 1);
+    let kept = kept.iter().filter(|address| **address != first).count();
+    let all = capacity(network.cidr).saturating_sub(kept);
     let used = taken
         .internal
         .iter()
@@ -229,6 +235,7 @@ fn internal(
     ledger: &mut Ledger,
     network: &Network,
     taken: &BTreeSet<Ipv4Addr>,
+    kept: &[Ipv4Addr],
 ) -> Result<Ipv4Addr> {
     let first = u32::from(network.cidr.network()) + 1;
     let last = u32::from(network.cidr.broadcast()).saturating_sub(1);
@@ -244,7 +251,7 @@ fn internal(
         let candidate = first + (start - first + offset) % count;
         let address = Ipv4Addr::from(candidate);
         // The first address of a range is the one that people give to routers.
-        if candidate != first && !taken.contains(&address) {
+        if candidate != first && !taken.contains(&address) && !kept.contains(&address) {
             ledger.given.insert(network.id, candidate);
             return Ok(address);
         }
@@ -437,7 +444,7 @@ mod tests {
         Wants {
             forwards: true,
             network: Some("10.133.7.0/24".parse().expect("cidr")),
-            leased: false,
+            ..Wants::default()
         }
     }
 
@@ -490,6 +497,32 @@ mod tests {
             .nic
             .expect("nic");
         assert_eq!(nic.address, Ipv4Addr::new(10, 133, 7, 101));
+    }
+
+    #[test]
+    fn addresses_that_are_kept_for_others_are_given_to_nobody() {
+        let (_folder, store) = store();
+        let kept = vec![Ipv4Addr::new(10, 133, 7, 1), Ipv4Addr::new(10, 133, 7, 101)];
+        let wants = || Wants {
+            kept: kept.clone(),
+            ..wants()
+        };
+        let mut taken = Taken::default();
+        let mut network = None;
+        for _ in 0..252 {
+            let nic = allocate(&store, Claim::random(), wants(), &taken)
+                .expect("room")
+                .nic
+                .expect("nic");
+            assert!(!kept.contains(&nic.address));
+            taken.internal.insert(nic.address);
+            taken.networks.insert(nic.network.id);
+            network = Some(nic.network);
+        }
+        allocate(&store, Claim::random(), wants(), &taken).expect_err("full");
+        let network = network.expect("made");
+        room(&network, &Taken::default(), 252, &kept).expect("just enough");
+        room(&network, &Taken::default(), 253, &kept).expect_err("one too many");
     }
 
     #[test]

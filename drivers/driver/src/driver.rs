@@ -1,5 +1,6 @@
 //! The trait that every provider implements.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -97,7 +98,7 @@ pub trait Driver: Send + Sync {
 }
 
 /// What has to be allocated for a machine before its driver is asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wants {
     /// The host forwards ports to the machine: it needs host addresses and ports.
     pub forwards: bool,
@@ -106,6 +107,10 @@ pub struct Wants {
     /// That network leads out as well, and its own server gives the machine its address: there is no other
     /// interface.
     pub leased: bool,
+    /// That network leads nowhere, and its own server gives the machine its address: the seed tells it none.
+    pub served: bool,
+    /// Addresses of that network that no machine may have: its server's, the host's.
+    pub kept: Vec<Ipv4Addr>,
 }
 
 /// Where a driver keeps what is its own.

@@ -523,7 +523,7 @@ impl Driver for FakeDriver {
         Wants {
             forwards: true,
             network: "10.133.7.0/24".parse().ok(),
-            leased: false,
+            ..Wants::default()
         }
     }
 

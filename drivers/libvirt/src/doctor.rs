@@ -1,5 +1,7 @@
 //! What this host has for the driver.
 
+use std::path::Path;
+
 use forge_driver::{Finding, process};
 
 use crate::options::Config;
@@ -49,6 +51,26 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
         },
     );
     found
+}
+
+/// What a quick look at this host tells about the driver: virsh and the socket of a daemon are there, or which is not.
+///
+/// # Errors
+/// What is missing, in a few words.
+pub fn ready() -> Result<&'static str, String> {
+    let virsh = Config::default().virsh;
+    if process::which(&virsh).is_none() {
+        return Err(format!("`{}` is not installed", virsh.display()));
+    }
+    // One daemon for everything, or one for each driver (<https://libvirt.org/daemons.html>).
+    let sockets = ["libvirt-sock", "virtqemud-sock"];
+    if sockets
+        .iter()
+        .any(|socket| Path::new("/run/libvirt").join(socket).exists())
+    {
+        return Ok("libvirt's daemon is there");
+    }
+    Err("no daemon of libvirt is started".to_owned())
 }
 
 fn missing(what: String, detail: String, packages: &[&'static str]) -> Finding {

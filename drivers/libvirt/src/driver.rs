@@ -170,6 +170,7 @@ impl Driver for LibvirtDriver {
             forwards: false,
             network: Some(self.config.network_cidr),
             leased: true,
+            ..Wants::default()
         }
     }
 

@@ -19,6 +19,6 @@ mod storage;
 mod virsh;
 mod vm;
 
-pub use doctor::findings;
+pub use doctor::{findings, ready};
 pub use driver::LibvirtDriver;
 pub use options::{AccelChoice, Config, Options};

@@ -11,7 +11,7 @@ mod user;
 
 pub use listened::Listened;
 pub use processes::{Found, machines_of, processes_of};
-pub use run::{Ran, run};
+pub use run::{Ran, run, run_inside};
 pub use steps::{Steps, wait};
 pub use store::Store;
 pub use user::User;

@@ -9,6 +9,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// Runs the test `name` of this program once more, inside name spaces that `wrapper` makes, and shows what it prints.
+#[track_caller]
+pub fn run_inside(program: &str, wrapper: &str, name: &str, deadline: Duration) {
+    // Outside, where the packages of an image can be reached.
+    drop(crate::Store::new(program));
+    let here = std::env::current_exe().expect("this program");
+    let mut command = Command::new(wrapper);
+    command.arg(here).args(["--exact", name, "--nocapture"]);
+    let ran = run(&mut command, b"", deadline);
+    // Set in, so that nobody takes its result for one more.
+    for line in ran.text().lines() {
+        println!("  {line}");
+    }
+    assert_eq!(ran.code, 0, "{ran}");
+    assert!(ran.text().contains("1 passed"), "{ran}");
+}
+
 /// What a command came to.
 #[derive(Clone, Debug)]
 pub struct Ran {

@@ -1,0 +1,210 @@
+//! Disks: the base image converted once, and for each machine a differencing image over it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forge_driver::{BaseImage, Error, Kind, Result, atomic, hold, process};
+use tokio::process::Command;
+
+use crate::info::{blocks, value};
+use crate::manage::{Manage, text};
+
+/// The program that reads the images that forge builds.
+pub(crate) const CONVERTER: &str = "qemu-img";
+
+/// How long the conversion of a base image may take.
+const CONVERSION: Duration = Duration::from_secs(1800);
+
+/// The converted base images of a store.
+#[derive(Clone, Debug)]
+pub(crate) struct Bases {
+    folder: PathBuf,
+    images: PathBuf,
+}
+
+impl Bases {
+    /// Those in the driver's directory, of the images of the store.
+    pub(crate) fn new(dir: &Path, store: &Path) -> Self {
+        Self {
+            folder: dir.join("bases"),
+            images: store.join("images"),
+        }
+    }
+
+    /// Where the base of the image `id` is.
+    pub(crate) fn file(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}.vdi"))
+    }
+
+    /// The base of the image `id` is there, whole. It appears at once: made under another name, then renamed.
+    ///
+    /// # Errors
+    /// What the conversion reports, also when the image is damaged.
+    pub(crate) async fn ensure(&self, id: &str, image: &BaseImage) -> Result<PathBuf> {
+        atomic::private_folder(&self.folder)?;
+        let _work = hold::work(&self.folder).await?;
+        let file = self.file(id);
+        if file.exists() {
+            return Ok(file);
+        }
+        let failed = || {
+            format!(
+                "failed to convert the base image `{}`",
+                image.disk.display()
+            )
+        };
+        let unfinished = self.folder.join(".new.vdi");
+        let mut command = Command::new(CONVERTER);
+        command
+            .args(["convert", "-f", "qcow2", "-O", "vdi"])
+            .arg(&image.disk)
+            .arg(&unfinished);
+        process::run(command, None, CONVERSION)
+            .await?
+            .success("`qemu-img convert`")
+            .map_err(|error| {
+                error
+                    .context(failed())
+                    .hint("when the image is damaged: `forge image rm` it, then run the same command again")
+            })?;
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&unfinished, private)
+            .and_then(|()| fs::File::open(&unfinished)?.sync_all())
+            .and_then(|()| fs::rename(&unfinished, &file))
+            .map_err(|error| atomic::full(error, &failed()))?;
+        atomic::sync_folder(&self.folder)?;
+        Ok(file)
+    }
+
+    /// VirtualBox forgets the base of the image `id` when it is `unused`, asked while nobody else uses a base
+    /// anew. The file stays for the next machine, as long as the image does.
+    ///
+    /// # Errors
+    /// What VirtualBox said.
+    pub(crate) async fn release(
+        &self,
+        manage: &Manage,
+        id: &str,
+        unused: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
+        atomic::private_folder(&self.folder)?;
+        let _work = hold::work(&self.folder).await?;
+        if !unused()? {
+            return Ok(());
+        }
+        let file = self.file(id);
+        close(manage, Medium::Disk, &file).await?;
+        if !self.images.join(id).exists() {
+            atomic::gone(fs::remove_file(&file), &file)?;
+        }
+        Ok(())
+    }
+}
+
+/// The id of an image: the name of its folder in the store.
+///
+/// # Errors
+/// [`Kind::Invalid`] when it lies in none.
+pub(crate) fn id(image: &BaseImage) -> Result<String> {
+    image
+        .disk
+        .parent()
+        .and_then(Path::file_name)
+        .map(|name| name.to_string_lossy().into_owned())
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("`{}` is in no folder of an image", image.disk.display()),
+            )
+        })
+}
+
+/// Makes the disk of a machine, of `bytes`: a differencing image, which takes what the machine writes.
+///
+/// # Errors
+/// What VirtualBox said.
+pub(crate) async fn differ(manage: &Manage, disk: &Path, base: &Path, bytes: u64) -> Result<()> {
+    let disk = text(disk)?;
+    let make = [
+        "createmedium",
+        "disk",
+        "--format",
+        "VDI",
+        "--filename",
+        disk,
+    ];
+    manage
+        .call(&[&make[..], &["--diffparent", text(base)?]].concat())
+        .await?;
+    let size = bytes.to_string();
+    manage
+        .call(&["modifymedium", "disk", disk, "--resizebyte", &size])
+        .await
+        .map(drop)
+}
+
+/// A kind of medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// A disk.
+    Disk,
+    /// What lies in a drive for optical discs.
+    Disc,
+}
+
+/// VirtualBox forgets a medium; its file stays. Unknown to it: succeeds.
+///
+/// # Errors
+/// What VirtualBox said.
+pub(crate) async fn close(manage: &Manage, medium: Medium, file: &Path) -> Result<()> {
+    let (list, kind) = match medium {
+        Medium::Disk => ("hdds", "disk"),
+        Medium::Disc => ("dvds", "dvd"),
+    };
+    let Some(id) = registered(&manage.call(&["list", list]).await?, file) else {
+        return Ok(());
+    };
+    match manage.call(&["closemedium", kind, &id]).await {
+        // VirtualBox forgets a base by itself when the last image that differs from it goes.
+        Err(error) if registered(&manage.call(&["list", list]).await?, file).is_some() => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The UUID of the medium at `file` in what `list hdds` or `list dvds` says.
+fn registered(text: &str, file: &Path) -> Option<String> {
+    let real = fs::canonicalize(file).ok();
+    blocks(text, "UUID")
+        .iter()
+        .find(|block| {
+            value(block, "Location").is_some_and(|location| {
+                let location = Path::new(location);
+                location == file || (real.is_some() && real == fs::canonicalize(location).ok())
+            })
+        })
+        .and_then(|block| value(block, "UUID").map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_medium_is_found_by_its_place() {
+        let text = "UUID:           8407b95b-d6c0-4ae0-a7a1-329a1c9f536d\nParent UUID:    base\n\
+            State:          created\nLocation:       /h/a: b.vdi\n\n\
+            UUID:           b95d7ba7-5167-41ad-912d-e0bc7c402603\nParent UUID:    base\nLocation:       /h/c.vdi\n";
+        assert_eq!(
+            registered(text, Path::new("/h/c.vdi")).as_deref(),
+            Some("b95d7ba7-5167-41ad-912d-e0bc7c402603")
+        );
+        assert_eq!(
+            registered(text, Path::new("/h/a: b.vdi")).as_deref(),
+            Some("8407b95b-d6c0-4ae0-a7a1-329a1c9f536d")
+        );
+        assert_eq!(registered(text, Path::new("/h/d.vdi")), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! The driver `virtualbox`: machines of VirtualBox 6.1 and later, by `VBoxManage`.
+//!
+//! What a machine needs is on disk before VirtualBox is asked. Its UUID is the claim, and its settings lie in the
+//! machine's own folder: one of that UUID whose settings lie elsewhere is nobody's business here.
+//!
+//! A machine has two interfaces. The first leads out through NAT; its address there is the same for all machines
+//! and is told to nobody. The second is on an internal network, where VirtualBox's DHCP server gives each machine
+//! an address of its own and the host reaches machines through forwarded ports, or on a host-only network, where
+//! the host reaches them directly.
+//!
+//! It knows no records, no SSH, no playbooks and no terminal.
+
+mod disk;
+mod doctor;
+mod driver;
+mod info;
+mod lan;
+mod machine;
+mod manage;
+mod network;
+mod options;
+mod vm;
+
+pub use doctor::{findings, ready};
+pub use driver::VirtualBoxDriver;
+pub use lan::Lan;
+pub use options::{Config, Firmware, NicType, Options, Promiscuous, UiType};
