@@ -218,6 +218,52 @@ fn without_qemu_the_check_fails_before_anything_is_touched() {
 }
 
 #[test]
+fn without_a_named_driver_the_one_that_works_is_taken_and_told() {
+    let lab = Lab::new();
+    let programs = lab.folder().join("programs");
+    fs::create_dir(&programs).expect("a folder");
+    let bare = |words: &str| {
+        lab.forge(words)
+            .without("FORGE_DRIVER")
+            .env("PATH", &programs)
+            .run()
+            .code(3)
+            .stderr
+    };
+    let none = bare("create n1");
+    assert!(
+        none.starts_with("driver: qemu (no driver has what it needs here"),
+        "{none}"
+    );
+    let named = bare("create --virtualbox-memory 2048 n1");
+    assert!(
+        named.starts_with("driver: virtualbox (`--virtualbox-memory` is its option"),
+        "{named}"
+    );
+    assert!(
+        named.contains("`VBoxManage`, which speaks to VirtualBox, is not installed"),
+        "{named}"
+    );
+    // A dry run touches no host: the choice is told there as well.
+    for program in ["qemu-system-x86_64", "qemu-system-aarch64", "qemu-img"] {
+        let file = programs.join(program);
+        fs::write(&file, "#!/bin/false\n").expect("a program");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let told = lab
+        .forge("cluster up --dry-run")
+        .without("FORGE_DRIVER")
+        .env("PATH", &programs)
+        .run();
+    assert!(
+        told.stderr.starts_with("driver: qemu (QEMU is installed"),
+        "{}",
+        told.stderr
+    );
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
 fn an_overlapping_network_is_refused_with_both_shown() {
     let lab = Lab::new();
     lab.forge("create n1").ok();

@@ -30,7 +30,7 @@ pub struct Create {
 /// What `create` and `cluster up` choose alike.
 #[derive(Args)]
 pub struct Choice {
-    /// Make them with this driver; its options are shown by `--driver NAME --help` [default: qemu]
+    /// Make them with this driver; its options are shown by `--driver NAME --help` [default: the first of qemu, libvirt and virtualbox that works here]
     #[arg(
         long,
         short,
@@ -52,6 +52,8 @@ pub struct Chosen {
     pub resolved: registry::Resolved,
     /// The base image asked for.
     pub image: Option<String>,
+    /// Why it is this driver, when nobody named one.
+    pub why: Option<String>,
 }
 
 impl Choice {
@@ -65,19 +67,36 @@ impl Choice {
     /// # Errors
     /// When there is no such driver, or an option makes no sense.
     pub fn resolve(&self, matches: &ArgMatches) -> Result<Chosen> {
-        let driver = match &self.driver {
-            Some(id) => registry::find(id)?,
-            None => &registry::all()[0],
+        let (driver, why) = match &self.driver {
+            Some(id) => (registry::find(id)?, None),
+            None => {
+                let words: Vec<_> = std::env::args_os().collect();
+                let picked = registry::pick(&words);
+                (picked.entry, Some(picked.why))
+            }
         };
         Ok(Chosen {
             driver,
             resolved: (driver.resolve)(matches)?,
             image: self.image.clone(),
+            why,
         })
     }
 }
 
 impl Chosen {
+    /// Says which driver it is and why, when nobody named one.
+    pub fn tell(&self, session: &Session) {
+        if let Some(why) = &self.why
+            && !session.json()
+        {
+            report::note(&format!(
+                "driver: {} ({why}; `--driver` chooses another)",
+                self.driver.id
+            ));
+        }
+    }
+
     /// The wish for one machine.
     pub fn wish(&self, name: &str, image: &str, publish: &[String]) -> Wish {
         Wish {
@@ -103,6 +122,7 @@ impl Create {
         check_names(&names)?;
         publish::check(&self.publish)?;
         let chosen = self.choice.resolve(matches)?;
+        chosen.tell(session);
         let (forge, drawing) = session.worker("create")?;
         let done = create_all(&forge, &chosen, &names, &self.publish).await;
         drawing.finish(forge).await;

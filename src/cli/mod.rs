@@ -168,7 +168,7 @@ fn command(words: &[std::ffi::OsString]) -> Command {
     let entry = named
         .as_deref()
         .and_then(|id| registry::find(id).ok())
-        .unwrap_or(&registry::all()[0]);
+        .unwrap_or_else(|| registry::pick(words).entry);
     let show = named.is_some();
     let with_options = |command: Command| {
         let before: Vec<String> = command
@@ -442,9 +442,14 @@ mod tests {
     }
 
     #[test]
-    fn options_of_the_default_driver_work_without_naming_it_and_stay_out_of_the_common_help() {
-        let all = words("forge create --qemu-memory 2048 n2");
-        command(&all).try_get_matches_from(&all).expect("parses");
+    fn options_of_a_driver_work_without_naming_it_and_stay_out_of_the_common_help() {
+        for text in [
+            "forge create --qemu-memory 2048 n2",
+            "forge cluster up --virtualbox-memory 2048",
+        ] {
+            let all = words(text);
+            command(&all).try_get_matches_from(&all).expect("parses");
+        }
         let help = |text: &str| {
             let all = words(text);
             command(&all)
@@ -458,7 +463,7 @@ mod tests {
 
     #[test]
     fn an_option_of_another_driver_is_an_error() {
-        let all = words("forge create --virtualbox-memory 2048 n2");
+        let all = words("forge create --driver qemu --virtualbox-memory 2048 n2");
         let error = command(&all)
             .try_get_matches_from(&all)
             .expect_err("unknown");

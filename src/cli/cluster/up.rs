@@ -89,6 +89,9 @@ impl Up {
             }
             _ => chosen.resolved.clone(),
         };
+        if record.is_none() {
+            chosen.tell(session);
+        }
         let mut request = Request {
             spec,
             driver: chosen.driver.id,
