@@ -18,8 +18,8 @@ use crate::qmp::Qmp;
 use crate::vm::{self, Net, Vm};
 use crate::{Result, control, disks, network, real};
 
-/// QEMU answers within this, also when it reads a saved state first.
-const ANSWER: Duration = Duration::from_secs(90);
+/// QEMU answers within this.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// `startvm GIVEN… --type headless`
 pub fn start(given: &[&str]) -> Result<u8> {
@@ -111,7 +111,7 @@ fn boot(mut vm: Vm, machine: &Machine, lock: &File) -> Result<()> {
             socket: &machine.socket(),
             overlays: &disks::overlay,
             vars: vm.efi.then_some(vars.as_path()),
-            load: saved.then_some(control::SNAPSHOT),
+            stopped: saved,
         },
     )?;
     network::attach(&vm.uuid, &vm.nics)?;
@@ -139,6 +139,9 @@ fn boot(mut vm: Vm, machine: &Machine, lock: &File) -> Result<()> {
     fcntl_setfd(lock, FdFlags::CLOEXEC)?;
     let mut watcher = watcher?;
     let mut qmp = answer(machine, &mut watcher, &vm)?;
+    if saved {
+        control::load(&mut qmp, &plan.nodes)?;
+    }
     for nic in vm.nics.iter().filter(|nic| !nic.connected) {
         let name = format!("net{}", nic.slot);
         qmp.execute("set_link", &json!({ "name": name, "up": false }))?;
@@ -154,11 +157,8 @@ fn boot(mut vm: Vm, machine: &Machine, lock: &File) -> Result<()> {
 fn answer(machine: &Machine, watcher: &mut Child, vm: &Vm) -> Result<Qmp> {
     let until = Instant::now() + ANSWER;
     loop {
-        if let Ok(mut qmp) = Qmp::open(&machine.socket()) {
-            let status = qmp.execute("query-status", &json!({}))?;
-            if status["running"] == true {
-                return Ok(qmp);
-            }
+        if let Ok(qmp) = Qmp::open(&machine.socket()) {
+            return Ok(qmp);
         }
         if watcher.try_wait()?.is_some() {
             let said = fs::read_to_string(vm.logs.join("VBox.log")).unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::{Result, real, vm};
 
 const END: Duration = Duration::from_secs(30);
 /// The name of the snapshot in the overlays of a machine whose state is saved.
-pub const SNAPSHOT: &str = "saved";
+const SNAPSHOT: &str = "saved";
 
 /// Hands a command to the running machine. Of one that is off the real VBoxManage says so.
 pub fn control(words: &[OsString], given: &str, action: &[&str]) -> Result<u8> {
@@ -120,6 +120,19 @@ fn save(mut qmp: Qmp, machine: &Machine) -> Result<u8> {
     }
     eprintln!("10%...20%...30%...40%...50%...60%...70%...80%...90%...100%");
     Ok(0)
+}
+
+/// Goes on from the state that [`save`] left. The machine was started without running.
+pub fn load(qmp: &mut Qmp, nodes: &[String]) -> Result<()> {
+    let first = nodes
+        .first()
+        .ok_or("a machine without disks has no state")?;
+    qmp.job(
+        "snapshot-load",
+        json!({ "tag": SNAPSHOT, "vmstate": first, "devices": nodes }),
+    )?;
+    qmp.execute("cont", &json!({}))?;
+    Ok(())
 }
 
 /// `natpf1 RULE` and `natpf1 delete NAME`: the real VBoxManage checks and keeps the rule, QEMU follows it.

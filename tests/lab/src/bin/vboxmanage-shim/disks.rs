@@ -2,7 +2,8 @@
 //!
 //! QEMU reads VDI and VMDK, but no VDI that has a parent. Differencing media that VirtualBox makes without a
 //! running machine are empty, so an overlay of the same size over the medium that they come from is the same
-//! disk. It lasts for as long as the medium does.
+//! disk. It lasts for as long as the medium does. The medium without parents is copied once, because QEMU
+//! saves no state of a machine with other formats than its own beneath.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -21,21 +22,28 @@ struct Medium {
 pub fn overlay(uuid: &str) -> Result<PathBuf> {
     let folder = real::state()?.join("media");
     fs::create_dir_all(&folder)?;
+    // Machines that start together may come from one medium.
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
+    written(&folder, uuid)
+}
+
+fn written(folder: &Path, uuid: &str) -> Result<PathBuf> {
     let path = folder.join(format!("{uuid}.qcow2"));
     let medium = medium(uuid)?;
     let size = size(&medium)?;
     if !path.exists() {
-        let (backing, format) = match &medium.parent {
-            None => (medium.location.clone(), medium.format.clone()),
+        let beneath = match &medium.parent {
+            None => copy(folder, uuid, &medium)?,
             Some(parent) => {
                 empty(&medium)?;
-                source(parent)?
+                beneath(folder, parent)?
             }
         };
         let aside = folder.join(format!("{uuid}.new"));
         run(Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", &format, "-b"])
-            .arg(backing)
+            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+            .arg(beneath)
             .arg(&aside)
             .arg(size.to_string()))?;
         fs::rename(aside, &path)?;
@@ -45,11 +53,40 @@ pub fn overlay(uuid: &str) -> Result<PathBuf> {
             .arg(&path)
             .arg(size.to_string()))?;
     }
-    fs::write(
-        folder.join(format!("{uuid}.path")),
-        medium.location.display().to_string(),
-    )?;
+    note(folder, &path, &medium)?;
     Ok(path)
+}
+
+/// What a child of this medium begins with.
+fn beneath(folder: &Path, uuid: &str) -> Result<PathBuf> {
+    let medium = medium(uuid)?;
+    if medium.parent.is_none() && !folder.join(format!("{uuid}.qcow2")).exists() {
+        return copy(folder, uuid, &medium);
+    }
+    written(folder, uuid)
+}
+
+/// A medium without parents in the one format in which QEMU saves the state of a running machine.
+fn copy(folder: &Path, uuid: &str, medium: &Medium) -> Result<PathBuf> {
+    let path = folder.join(format!("{uuid}-base.qcow2"));
+    if !path.exists() {
+        let aside = folder.join(format!("{uuid}-base.new"));
+        run(Command::new("qemu-img")
+            .args(["convert", "-U", "-f", &medium.format, "-O", "qcow2"])
+            .arg(&medium.location)
+            .arg(&aside))?;
+        fs::rename(aside, &path)?;
+    }
+    note(folder, &path, medium)?;
+    Ok(path)
+}
+
+/// Notes whose file it is, so that it goes with the medium.
+fn note(folder: &Path, path: &Path, medium: &Medium) -> Result<()> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let location = medium.location.display().to_string();
+    fs::write(folder.join(format!("{name}.path")), location)?;
+    Ok(())
 }
 
 /// Forgets what guests wrote to a medium that is gone, given by its UUID or its path.
@@ -64,25 +101,15 @@ pub fn forget(given: &str) -> Result<()> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let Some(uuid) = name.strip_suffix(".path") else {
+        let Some(name) = name.strip_suffix(".path") else {
             continue;
         };
-        if uuid == given || fs::read_to_string(&note)? == given {
-            fs::remove_file(folder.join(format!("{uuid}.qcow2")))?;
+        if name.trim_end_matches("-base") == given || fs::read_to_string(&note)? == given {
+            fs::remove_file(folder.join(format!("{name}.qcow2")))?;
             fs::remove_file(&note)?;
         }
     }
     Ok(())
-}
-
-/// What a child of this medium begins with, and its format.
-fn source(uuid: &str) -> Result<(PathBuf, String)> {
-    let written = real::state()?.join("media").join(format!("{uuid}.qcow2"));
-    let medium = medium(uuid)?;
-    if medium.parent.is_none() && !written.exists() {
-        return Ok((medium.location, medium.format));
-    }
-    Ok((overlay(uuid)?, "qcow2".to_owned()))
 }
 
 fn medium(uuid: &str) -> Result<Medium> {

@@ -44,8 +44,8 @@ pub struct Parts<'a> {
     pub overlays: &'a dyn Fn(&str) -> Result<PathBuf>,
     /// The variables of UEFI, when that is the firmware.
     pub vars: Option<&'a Path>,
-    /// The snapshot to go on from.
-    pub load: Option<&'a str>,
+    /// Whether it waits, for a state to go on from.
+    pub stopped: bool,
 }
 
 impl Plan {
@@ -106,8 +106,8 @@ impl Plan {
         for (number, uart) in vm.uarts.iter().enumerate() {
             plan.uart(number, uart);
         }
-        if let Some(snapshot) = parts.load {
-            plan.add(&["-loadvm", snapshot]);
+        if parts.stopped {
+            plan.add(&["-S"]);
         }
         Ok(plan)
     }
@@ -296,7 +296,7 @@ mod tests {
             socket: Path::new("/run/x.qmp"),
             overlays: &|uuid| Ok(format!("/media/{uuid}.qcow2").into()),
             vars: None,
-            load: None,
+            stopped: false,
         };
         let plan = Plan::of(&vm, &parts).expect("a plan");
         let line = plan.words.join(" ");
