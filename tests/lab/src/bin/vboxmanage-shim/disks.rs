@@ -91,20 +91,25 @@ fn note(folder: &Path, path: &Path, medium: &Medium) -> Result<()> {
 
 /// Forgets what guests wrote to a medium that is gone, given by its UUID or its path.
 pub fn forget(given: &str) -> Result<()> {
+    forget_those(|name, location| name.trim_end_matches("-base") == given || location == given)
+}
+
+/// Forgets the copies of media whose files are gone.
+pub fn tidy() -> Result<()> {
+    forget_those(|name, location| name.ends_with("-base") && !Path::new(location).exists())
+}
+
+fn forget_those(gone: impl Fn(&str, &str) -> bool) -> Result<()> {
     let folder = real::state()?.join("media");
     let Ok(entries) = fs::read_dir(&folder) else {
         return Ok(());
     };
     for note in entries.flatten().map(|entry| entry.path()) {
-        let name = note
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = note.file_name().unwrap_or_default().to_string_lossy();
         let Some(name) = name.strip_suffix(".path") else {
             continue;
         };
-        if name.trim_end_matches("-base") == given || fs::read_to_string(&note)? == given {
+        if gone(name, &fs::read_to_string(&note)?) {
             fs::remove_file(folder.join(format!("{name}.qcow2")))?;
             fs::remove_file(&note)?;
         }

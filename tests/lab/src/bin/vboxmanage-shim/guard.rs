@@ -75,6 +75,7 @@ pub fn unregister(words: &[OsString], given: &str, options: &[&str]) -> Result<u
             for medium in machine.media() {
                 disks::forget(&medium)?;
             }
+            disks::tidy()?;
         }
         if machine.folder.exists() {
             std::fs::remove_dir_all(machine.folder)?;
