@@ -31,6 +31,17 @@ pub const SWITCH_COMMAND: &str = "__switch";
 /// A resolved configuration: what is recorded, and where each value came from.
 pub type Resolved = (Value, BTreeMap<String, String>);
 
+/// Where a driver makes the machines of one zone.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The host, as its user names it.
+    pub at: String,
+    /// The configuration of a machine there: it alone is recorded with the machine.
+    pub config: Value,
+    /// The range between the machines there.
+    pub network: Option<Ipv4Net>,
+}
+
 /// One driver, as the command line sees it.
 pub struct Entry {
     /// Its name.
@@ -45,6 +56,9 @@ pub struct Entry {
     pub default: fn() -> Result<Value>,
     /// The range between machines of this configuration.
     pub network: fn(&Value) -> Result<Option<Ipv4Net>>,
+    /// The hosts that a configuration names, one for each zone; one alone is every zone's. None where it names
+    /// none: machines are made on this host.
+    pub sites: fn(&Value) -> Result<Vec<Site>>,
     /// The way to its machines.
     pub access: fn(&Store) -> Arc<dyn Access>,
     /// Opens it with a recorded configuration.
@@ -74,6 +88,7 @@ pub fn all() -> &'static [Entry] {
                     understood::<forge_qemu::Config>("qemu", config)?.network_cidr,
                 ))
             },
+            sites: |_| Ok(Vec::new()),
             access: over_network,
             open: |config, home| {
                 let config: forge_qemu::Config = understood("qemu", config)?;
@@ -96,7 +111,7 @@ pub fn all() -> &'static [Entry] {
         },
         Entry {
             id: "libvirt",
-            about: "domains of libvirt on this host, on a network that this host reaches directly",
+            about: "domains of libvirt, on this host or others, on networks that this host reaches directly",
             augment: |command| forge_libvirt::Options::augment_args(command),
             resolve: |matches| {
                 let options =
@@ -105,10 +120,17 @@ pub fn all() -> &'static [Entry] {
                 Ok((recorded(&config)?, texts(origins)))
             },
             default: || recorded(&forge_libvirt::Config::default()),
-            network: |config| {
-                Ok(Some(
-                    understood::<forge_libvirt::Config>("libvirt", config)?.network_cidr,
-                ))
+            network: |config| Ok(understood::<forge_libvirt::Config>("libvirt", config)?.range()),
+            sites: |config| {
+                let config: forge_libvirt::Config = understood("libvirt", config)?;
+                let site = |config: &forge_libvirt::Config| {
+                    Ok(Site {
+                        at: config.uri.to_string(),
+                        network: config.range(),
+                        config: recorded(config)?,
+                    })
+                };
+                config.sites().iter().map(site).collect()
             },
             access: over_network,
             open: |config, home| {
@@ -116,9 +138,11 @@ pub fn all() -> &'static [Entry] {
                 Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
             },
             ready: forge_libvirt::ready,
-            findings: |_| {
-                Box::pin(async {
-                    Ok(forge_libvirt::findings(&forge_libvirt::Config::default()).await)
+            findings: |forge| {
+                Box::pin(async move {
+                    let (config, home) =
+                        (forge_libvirt::Config::default(), home(forge, "libvirt")?);
+                    Ok(forge_libvirt::findings(&config, &home).await)
                 })
             },
         },
@@ -138,6 +162,7 @@ pub fn all() -> &'static [Entry] {
                     understood::<forge_virtualbox::Config>("virtualbox", config)?.network_cidr(),
                 ))
             },
+            sites: |_| Ok(Vec::new()),
             access: over_network,
             open: |config, home| {
                 let config: forge_virtualbox::Config = understood("virtualbox", config)?;
@@ -164,6 +189,7 @@ pub fn all() -> &'static [Entry] {
             resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
             default: || Ok(serde_json::json!({})),
             network: |_| Ok(None),
+            sites: |_| Ok(Vec::new()),
             access: |store| {
                 Arc::new(crate::machine::fake::FakeAccess {
                     store: store.clone(),

@@ -122,6 +122,17 @@ impl Create {
         check_names(&names)?;
         publish::check(&self.publish)?;
         let chosen = self.choice.resolve(matches)?;
+        let hosts = (chosen.driver.sites)(&chosen.resolved.0)?;
+        if hosts.len() > 1 {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "{} hosts are named, and a machine is made at one",
+                    hosts.len()
+                ),
+            )
+            .hint("several hosts are the zones of a cluster: `forge cluster up`"));
+        }
         chosen.tell(session);
         let (forge, drawing) = session.worker("create")?;
         let done = create_all(&forge, &chosen, &names, &self.publish).await;

@@ -45,16 +45,17 @@ impl Logs {
         let record = Record::load(&forge.store, &self.name)?;
         let wanted = |source| self.source.is_none_or(|only| only == source);
         let mut parts = Vec::new();
-        if wanted(Source::Console) {
-            let path = forge
-                .driver(&record)?
-                .console(record.claim)
-                .ok_or_else(|| {
-                    Error::new(
-                        Kind::NotFound,
-                        format!("the driver `{}` keeps no console here", record.driver),
-                    )
-                })?;
+        let console = forge.driver(&record)?.console(record.claim);
+        if self.source == Some(Source::Console) && console.is_none() {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "the driver `{}` keeps no console of `{}` on this host",
+                    record.driver, record.name
+                ),
+            ));
+        }
+        if let Some(path) = console.filter(|_| wanted(Source::Console)) {
             let bytes = match std::fs::read(&path) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

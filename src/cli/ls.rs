@@ -22,13 +22,15 @@ pub struct Ls {
 }
 
 /// A provider that does not answer within this time does not hold the list up.
-const PROVIDER_WAIT: Duration = Duration::from_secs(10);
+const PROVIDER_WAIT: Duration = Duration::from_secs(20);
 
 /// One machine of the list.
 struct Row {
     name: String,
     record: Result<Record>,
     state: String,
+    /// Why its provider could say nothing of it.
+    unknown: Option<String>,
 }
 
 impl Ls {
@@ -77,7 +79,7 @@ async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row>
                 .push((record.claim, record.config.clone()));
         }
     }
-    let mut states: BTreeMap<Claim, String> = BTreeMap::new();
+    let mut states: BTreeMap<Claim, (String, Option<String>)> = BTreeMap::new();
     for (id, machines) in by_driver {
         let claims: Vec<Claim> = machines.iter().map(|(claim, _)| *claim).collect();
         let answer = async {
@@ -87,24 +89,33 @@ async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row>
         match timeout(PROVIDER_WAIT, answer).await {
             Ok(Ok(seen)) => states.extend(
                 seen.into_iter()
-                    .map(|seen| (seen.claim, seen.state.to_string())),
+                    .map(|seen| (seen.claim, (seen.state.to_string(), seen.trouble))),
             ),
-            Ok(Err(_)) => states.extend(claims.iter().map(|claim| (*claim, "Error".to_owned()))),
-            Err(_) => states.extend(claims.iter().map(|claim| (*claim, "Timeout".to_owned()))),
+            Ok(Err(error)) => states.extend(
+                claims
+                    .iter()
+                    .map(|claim| (*claim, ("Error".to_owned(), Some(error.line())))),
+            ),
+            Err(_) => states.extend(
+                claims
+                    .iter()
+                    .map(|claim| (*claim, ("Timeout".to_owned(), None))),
+            ),
         }
     }
     records
         .into_iter()
         .map(|(name, record)| {
-            let state = record
+            let seen = record
                 .as_ref()
                 .ok()
-                .and_then(|record| states.get(&record.claim).cloned())
-                .unwrap_or_else(|| "Unknown".to_owned());
+                .and_then(|record| states.get(&record.claim).cloned());
+            let (state, unknown) = seen.unwrap_or_else(|| ("Unknown".to_owned(), None));
             Row {
                 name,
                 record,
                 state,
+                unknown,
             }
         })
         .collect()
@@ -125,6 +136,7 @@ fn trouble(row: &Row) -> String {
             ),
             None => format!("{}: `forge create {}` goes on", record.stage, record.name),
         },
+        Ok(_) if row.unknown.is_some() => row.unknown.clone().unwrap_or_default(),
         Ok(_) if row.state == State::Absent.to_string() => "the virtual machine is gone".to_owned(),
         Ok(_) => String::new(),
     }

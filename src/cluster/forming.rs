@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZero;
 
 use forge_driver::{Error, Kind, Result};
+use futures_util::{StreamExt, stream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -106,6 +107,7 @@ impl<'a> Forming<'a> {
     }
 
     async fn form(&mut self, machines: Vec<(Place, Record)>) -> Result<Formed> {
+        let machines = self.locate(machines).await?;
         // Machines that are not wished any more are members until they are removed.
         let known = addresses(&members(&self.forge.store, &self.record.spec.name)?);
         let founder = self.founder(&machines);
@@ -213,6 +215,28 @@ impl<'a> Forming<'a> {
             )));
         }
         self.settle().await
+    }
+
+    /// The machines with their addresses. Each has to know those of all others when it is provisioned, so those
+    /// that a server of their network gives come first.
+    async fn locate(&self, machines: Vec<(Place, Record)>) -> Result<Vec<(Place, Record)>> {
+        let locating = machines.into_iter().map(|(place, record)| {
+            let forge = self.forge.of(&record.name);
+            async move {
+                let name = record.name.clone();
+                let found = create::locate(&forge, record).await;
+                found
+                    .map(|record| (place, record))
+                    .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))
+            }
+        });
+        let done: Vec<Result<(Place, Record)>> =
+            stream::iter(locating).buffered(at_once()).collect().await;
+        let (found, failed): (Vec<_>, Vec<_>) = done.into_iter().partition(Result::is_ok);
+        match tasks::first_of(failed.into_iter().filter_map(Result::err)) {
+            Some(error) => Err(error),
+            None => Ok(found.into_iter().flatten().collect()),
+        }
     }
 
     /// Starts the loop of a machine.
@@ -481,18 +505,13 @@ fn listener(events: &Events) -> impl Fn(&StepResult) + Send + Sync + use<> {
 
 /// A machine's address between the machines.
 fn address(record: &Record) -> Result<Ipv4Addr> {
-    record
-        .placement
-        .nic
-        .as_ref()
-        .map(|nic| nic.address)
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Unavailable,
-                format!(
-                    "machine `{}` has no address on a network between the machines",
-                    record.name
-                ),
-            )
-        })
+    record.address().ok_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "machine `{}` has no address on a network between the machines",
+                record.name
+            ),
+        )
+    })
 }

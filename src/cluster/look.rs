@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forge_driver::{Claim, Kind, Result, State};
+use forge_driver::{Claim, Instance, Kind, Observation, Result, State};
 use tokio::task::JoinSet;
 
 use super::node::{LocalState, Manager, Membership};
@@ -29,6 +29,8 @@ pub struct Seen {
     pub records: BTreeMap<String, Record>,
     /// Open connections to those that answer, by name.
     pub connections: BTreeMap<String, Connection>,
+    /// Why a provider could say nothing of a machine, by name.
+    pub troubles: BTreeMap<String, String>,
 }
 
 impl Seen {
@@ -95,11 +97,25 @@ pub async fn look(
     name: &ClusterName,
     record: Option<&ClusterRecord>,
 ) -> Result<Seen> {
-    let records: BTreeMap<String, Record> = members(&forge.store, name)?
+    let mut records: BTreeMap<String, Record> = members(&forge.store, name)?
         .into_iter()
         .map(|record| (record.name.clone(), record))
         .collect();
-    let states = states(forge, records.values()).await?;
+    let sights = sights(forge, records.values()).await?;
+    let states: BTreeMap<Claim, State> = sights
+        .iter()
+        .map(|(claim, sight)| (*claim, sight.state))
+        .collect();
+    for record in records.values_mut() {
+        // Another address than the recorded one may have been given since; what writes it down is a start.
+        let now = sights
+            .get(&record.claim)
+            .and_then(|sight| sight.instance.clone())
+            .filter(Instance::located);
+        if !record.placement.decided() && now.is_some() {
+            record.instance = now;
+        }
+    }
     let answers = ask(forge, &records, &states).await;
     let mut connections = BTreeMap::new();
     let mut machines = Vec::new();
@@ -128,9 +144,16 @@ pub async fn look(
             cluster_id: record.and_then(|record| record.cluster_id.clone()),
             machines,
             nodes: Vec::new(),
-            // Every driver of this forge makes its machines on this host.
-            one_host: true,
+            // For those to say who know the wish.
+            hosts: Vec::new(),
         },
+        troubles: records
+            .values()
+            .filter_map(|record| {
+                let why = sights.get(&record.claim)?.trouble.clone()?;
+                Some((record.name.clone(), why))
+            })
+            .collect(),
         records,
         connections,
     };
@@ -148,34 +171,31 @@ pub async fn look(
     Ok(seen)
 }
 
-/// The power states of many machines: one call for each driver.
-///
-/// # Errors
-/// When a provider cannot be asked.
-pub async fn states<'a>(
+/// What the providers say of many machines: one call for each driver.
+async fn sights<'a>(
     forge: &Forge,
     records: impl Iterator<Item = &'a Record>,
-) -> Result<BTreeMap<Claim, State>> {
+) -> Result<BTreeMap<Claim, Observation>> {
     let mut by_driver: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in records {
         by_driver.entry(&record.driver).or_default().push(record);
     }
-    let mut states = BTreeMap::new();
+    let mut sights = BTreeMap::new();
     for (id, records) in by_driver {
         let Some(first) = records.first() else {
             continue;
         };
         let driver = registry::open(forge, id, &first.config)?;
         let claims: Vec<Claim> = records.iter().map(|record| record.claim).collect();
-        states.extend(
+        sights.extend(
             driver
                 .observe(&claims)
                 .await?
                 .into_iter()
-                .map(|seen| (seen.claim, seen.state)),
+                .map(|seen| (seen.claim, seen)),
         );
     }
-    Ok(states)
+    Ok(sights)
 }
 
 type Answers = BTreeMap<String, (Connection, Option<Membership>)>;

@@ -43,8 +43,8 @@ pub struct Observed {
     pub machines: Vec<Machine>,
     /// The node list of a manager that answers; empty when there is none.
     pub nodes: Vec<Node>,
-    /// Whether all machines run on this very host.
-    pub one_host: bool,
+    /// The host of each zone, as its user names it; one alone is every zone's, and none is this host.
+    pub hosts: Vec<String>,
 }
 
 /// One step. The order in a [`Plan`] is the order of execution; machines are made at the same time,
@@ -128,6 +128,9 @@ pub struct Quorum {
 pub struct ZoneRow {
     /// Which.
     pub zone: Zone,
+    /// The host that it is, where zones are hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The managers in it.
     pub managers: Vec<String>,
     /// The workers in it.
@@ -264,7 +267,7 @@ pub fn plan(spec: &ClusterSpec, observed: &Observed, pool: Ipv4Net) -> Result<Pl
             needed: quorum(spec.managers),
             tolerates: tolerates(spec.managers),
         },
-        zones: rows(spec, &places),
+        zones: rows(spec, &places, &observed.hosts),
     })
 }
 
@@ -396,8 +399,17 @@ fn remarks(
 ) -> (Vec<String>, Vec<String>) {
     let mut warnings = places.warnings.clone();
     let mut notes = Vec::new();
-    if observed.one_host && spec.zones > 1 {
-        notes.push("the zones are only labels: all machines run on this one host, and losing it loses every zone".to_owned());
+    if spec.zones > 1 {
+        let host = match observed.hosts.as_slice() {
+            [] => Some("on this one host".to_owned()),
+            [one] => Some(format!("at `{one}`")),
+            _ => None,
+        };
+        notes.extend(host.map(|host| {
+            format!(
+                "the zones are only labels: all machines run {host}, and losing it loses every zone"
+            )
+        }));
     }
     if !surplus.is_empty() {
         let names: Vec<String> = surplus.iter().map(|name| format!("`{name}`")).collect();
@@ -434,10 +446,17 @@ fn remarks(
     (warnings, notes)
 }
 
-fn rows(spec: &ClusterSpec, places: &Places) -> Vec<ZoneRow> {
+fn rows(spec: &ClusterSpec, places: &Places, hosts: &[String]) -> Vec<ZoneRow> {
+    let hosts = if hosts.len() > 1 { hosts } else { &[] };
+    let hosts = hosts
+        .iter()
+        .cloned()
+        .map(Some)
+        .chain(std::iter::repeat(None));
     (1..=spec.zones)
         .map(Zone)
-        .map(|zone| {
+        .zip(hosts)
+        .map(|(zone, at)| {
             let names = |role: Role| {
                 let here = places
                     .nodes
@@ -448,6 +467,7 @@ fn rows(spec: &ClusterSpec, places: &Places) -> Vec<ZoneRow> {
             let left = places.without(zone);
             ZoneRow {
                 zone,
+                at,
                 managers: names(Role::Manager),
                 workers: names(Role::Worker),
                 managers_left: left.managers,
@@ -566,7 +586,10 @@ impl Plan {
             row.managers_left, self.quorum.managers
         );
         [
-            row.zone.to_string(),
+            match &row.at {
+                Some(at) => format!("{} at `{at}`", row.zone),
+                None => row.zone.to_string(),
+            },
             names(&row.managers),
             names(&row.workers),
             if row.survives {

@@ -58,7 +58,7 @@ fn complete(spec: &ClusterSpec) -> Observed {
         cluster_id: Some(ID.to_owned()),
         machines: places.iter().map(machine).collect(),
         nodes: places.iter().map(|&place| node(place, spec)).collect(),
-        one_host: true,
+        hosts: Vec::new(),
     }
 }
 
@@ -70,15 +70,7 @@ fn steps(spec: &ClusterSpec, observed: &Observed) -> Vec<String> {
 #[test]
 fn fresh() {
     let spec = spec(3, 1, 2);
-    let plan = plan(
-        &spec,
-        &Observed {
-            one_host: true,
-            ..Observed::default()
-        },
-        pool(),
-    )
-    .expect("a plan");
+    let plan = plan(&spec, &Observed::default(), pool()).expect("a plan");
     assert!(plan.changed());
     assert_eq!(
         plan.to_string(),
@@ -269,9 +261,32 @@ fn shrinking_destroys_nothing_and_says_what_is_left_over() {
 }
 
 #[test]
+fn zones_that_are_hosts_are_told_as_such() {
+    let mut observed = Observed {
+        hosts: vec!["qemu:///system".into(), "qemu+ssh://host2/system".into()],
+        ..Observed::default()
+    };
+    let spec = spec(3, 0, 2);
+    let two = plan(&spec, &observed, pool()).expect("a plan");
+    assert_eq!(two.notes, Vec::<String>::new());
+    assert_eq!(two.zones[1].at.as_deref(), Some("qemu+ssh://host2/system"));
+    let text = two.to_string();
+    assert!(text.contains("z1 at `qemu:///system`"), "{text}");
+    observed.hosts.pop();
+    let one = plan(&spec, &observed, pool()).expect("a plan");
+    assert_eq!(
+        one.notes,
+        [
+            "the zones are only labels: all machines run at `qemu:///system`, and losing it loses every zone"
+        ]
+    );
+    assert_eq!(one.zones[0].at, None);
+}
+
+#[test]
 fn growing_adds_and_leaves_the_rest() {
     let mut observed = complete(&spec(3, 0, 3));
-    observed.one_host = false;
+    observed.hosts = ["a", "b", "c"].map(str::to_owned).to_vec();
     let plan = plan(&spec(3, 1, 3), &observed, pool()).expect("a plan");
     let steps: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
     assert_eq!(

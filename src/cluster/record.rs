@@ -148,6 +148,6 @@ pub fn addresses(members: &[Record]) -> Vec<IpAddr> {
     members
         .iter()
         .filter(|record| !record.leaving)
-        .filter_map(|record| record.placement.nic.as_ref().map(|nic| nic.address.into()))
+        .filter_map(|record| record.address().map(Into::into))
         .collect()
 }

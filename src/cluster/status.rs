@@ -96,7 +96,7 @@ pub async fn status(forge: &Forge, name: &ClusterName, probing: bool) -> Result<
                 Some(Probed {
                     name: record.name.clone(),
                     node_id: membership.node_id.clone(),
-                    address: record.placement.nic.as_ref()?.address,
+                    address: record.address()?,
                     connection: connection.clone(),
                 })
             })
@@ -163,6 +163,8 @@ pub fn status_of(record: &ClusterRecord, seen: &Seen) -> Status {
             trouble.push(format!("`{name}` is being removed"));
         } else if stored.stage != Stage::Ready {
             trouble.push(format!("`{name}` is not finished: it is {}", stored.stage));
+        } else if let Some(why) = seen.troubles.get(name) {
+            trouble.push(format!("`{name}`: {why}"));
         } else if machine.state != State::Running {
             trouble.push(format!(
                 "`{name}` is {}",
@@ -186,7 +188,7 @@ pub fn status_of(record: &ClusterRecord, seen: &Seen) -> Status {
             health: listed.map(|node| node.health),
             availability: listed.map(|node| node.availability),
             manager: listed.and_then(|node| node.manager),
-            address: stored.placement.nic.as_ref().map(|nic| nic.address.into()),
+            address: stored.address().map(Into::into),
         });
     }
     rows.sort_by(|a, b| {

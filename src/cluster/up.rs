@@ -17,9 +17,10 @@ use super::plan::{Plan, plan};
 use super::pool;
 use super::record::{ClusterRecord, members};
 use super::spec::ClusterSpec;
-use super::zones::{Place, Role};
+use super::zones::{Place, Role, Zone};
 use crate::machine::create::{self, Wish};
 use crate::machine::{Forge, Member, Record};
+use crate::registry::{self, Site};
 use crate::store::addresses;
 use crate::store::lock::{Guarded, acquire, acquire_machines};
 
@@ -38,6 +39,36 @@ pub struct Request {
     pub image: String,
     /// The range between the machines.
     pub network: Option<Ipv4Net>,
+    /// The hosts of the zones, as the driver's configuration names them.
+    pub sites: Vec<Site>,
+}
+
+impl Request {
+    /// The host of a zone, where the configuration names one.
+    fn site(&self, zone: Zone) -> Option<&Site> {
+        match self.sites.as_slice() {
+            [one] => Some(one),
+            many => many.get(usize::try_from(zone.0).ok()?.checked_sub(1)?),
+        }
+    }
+
+    /// What a machine in this zone is made with.
+    fn config(&self, zone: Zone) -> &Value {
+        self.site(zone).map_or(&self.config, |site| &site.config)
+    }
+
+    /// The names of the hosts.
+    fn hosts(&self) -> Vec<String> {
+        self.sites.iter().map(|site| site.at.clone()).collect()
+    }
+
+    /// The ranges between the machines.
+    fn networks(&self) -> Vec<Ipv4Net> {
+        match self.sites.as_slice() {
+            [] => self.network.into_iter().collect(),
+            sites => sites.iter().filter_map(|site| site.network).collect(),
+        }
+    }
 }
 
 /// What `up` came to.
@@ -58,7 +89,9 @@ pub struct Formed {
 pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     check_room(request)?;
     let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
-    let seen = look(forge, &request.spec.name, record.as_ref()).await?;
+    let mut seen = look(forge, &request.spec.name, record.as_ref()).await?;
+    seen.observed.hosts = request.hosts();
+    same_hosts(request, &seen)?;
     let plan = plan(
         &request.spec,
         &seen.observed,
@@ -66,10 +99,61 @@ pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     )?;
     let places = request.spec.places(&existing(forge, request)?)?;
     let fresh = fresh(forge, request, &places.nodes, &seen)?;
+    let fresh: Vec<Zone> = fresh
+        .iter()
+        .filter_map(|wish| Some(wish.member.as_ref()?.zone))
+        .collect();
     if !fresh.is_empty() {
-        create::check_host(forge, request.driver, &request.config, fresh.len()).await?;
+        check_hosts(forge, request, &fresh).await?;
     }
     Ok(plan)
+}
+
+/// What can be said of each host before there is an image to make machines in these zones from.
+///
+/// # Errors
+/// What the driver's pre-check says.
+pub async fn check_hosts(forge: &Forge, request: &Request, fresh: &[Zone]) -> Result<()> {
+    if request.sites.is_empty() {
+        return create::check_host(forge, request.driver, &request.config, fresh.len()).await;
+    }
+    for site in &request.sites {
+        let here = fresh.iter().filter(|zone| {
+            request
+                .site(**zone)
+                .is_some_and(|other| other.at == site.at)
+        });
+        create::check_host(forge, request.driver, &site.config, here.count()).await?;
+    }
+    Ok(())
+}
+
+/// Machines stay where they are: a zone that has machines keeps its host.
+fn same_hosts(request: &Request, seen: &Seen) -> Result<()> {
+    let entry = registry::find(request.driver)?;
+    for record in seen.records.values() {
+        let Some(zone) = place_of(record).map(|place| place.zone) else {
+            continue;
+        };
+        if record.driver != request.driver {
+            continue;
+        }
+        let was = (entry.sites)(&record.config)?.into_iter().next();
+        let (Some(was), Some(now)) = (was, request.site(zone)) else {
+            continue;
+        };
+        if was.at != now.at {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "machine `{}` of zone `{zone}` is at `{}`, and the zone would be at `{}`",
+                    record.name, was.at, now.at
+                ),
+            )
+            .hint("machines stay where they are: name the hosts as before, or remove that machine first"));
+        }
+    }
+    Ok(())
 }
 
 /// The machines that are still to be made.
@@ -104,7 +188,7 @@ fn fresh(forge: &Forge, request: &Request, places: &[Place], seen: &Seen) -> Res
 pub fn first_plan(request: &Request) -> Result<Plan> {
     check_room(request)?;
     let observed = super::plan::Observed {
-        one_host: true,
+        hosts: request.hosts(),
         ..Default::default()
     };
     plan(&request.spec, &observed, pool_for(request, None)?)
@@ -112,19 +196,23 @@ pub fn first_plan(request: &Request) -> Result<Plan> {
 
 /// Refuses more machines than the network between them could ever have addresses for.
 fn check_room(request: &Request) -> Result<()> {
-    let Some(network) = request.network else {
-        return Ok(());
-    };
-    let wished = u64::from(request.spec.managers) + u64::from(request.spec.workers);
-    let room = addresses::capacity(network);
-    if usize::try_from(wished).is_ok_and(|wished| wished <= room) {
-        return Ok(());
+    let places = request.spec.check()?.nodes;
+    for network in request.networks() {
+        let here = |place: &&Place| match request.site(place.zone) {
+            Some(site) => site.network == Some(network),
+            None => true,
+        };
+        let wished = places.iter().filter(here).count();
+        let room = addresses::capacity(network);
+        if wished > room {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{wished} machines do not fit into the network {network}, which has room for {room}"),
+            )
+            .hint("ask for fewer machines, or choose a larger range; the driver's options are in `forge cluster up --driver NAME --help`"));
+        }
     }
-    Err(Error::new(
-        Kind::Usage,
-        format!("{wished} machines do not fit into the network {network}, which has room for {room}"),
-    )
-    .hint("ask for fewer machines, or choose a larger range; the driver's options are in `forge cluster up --driver NAME --help`"))
+    Ok(())
 }
 
 /// Where overlay networks are taken from: as recorded, as wished, or the first free range.
@@ -143,7 +231,7 @@ fn pool_for(request: &Request, record: Option<&ClusterRecord>) -> Result<Ipv4Net
     }
     let mut taken = pool::host_networks()?;
     taken.extend(pool::GUEST_NETWORKS);
-    taken.extend(request.network);
+    taken.extend(request.networks());
     match request.spec.address_pool {
         Some(wished) => pool::check(wished, &taken),
         None => pool::choose(&taken),
@@ -195,7 +283,9 @@ pub async fn up(
             .map(|record| record.name),
     );
     let _machines = acquire_machines(&forge.store, &locked, forge.patience, &forge.events).await?;
-    let seen = look(forge, name, found.as_ref()).await?;
+    let mut seen = look(forge, name, found.as_ref()).await?;
+    seen.observed.hosts = request.hosts();
+    same_hosts(request, &seen)?;
     if let Some(leaving) = seen.records.values().find(|record| record.leaving) {
         return Err(Error::new(
             Kind::Conflict,
@@ -267,7 +357,7 @@ fn wish(request: &Request, place: Place) -> Wish {
     Wish {
         name: request.spec.machine(place),
         driver: request.driver,
-        config: request.config.clone(),
+        config: request.config(place.zone).clone(),
         origins: request.origins.clone(),
         image: request.image.clone(),
         publish: Vec::new(),

@@ -10,21 +10,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use forge_driver::{
-    Claim, Driver, Error, Kind, Mac, Network, Nic, Power, Result, Spec, State, atomic, process,
-};
+use forge_driver::{Claim, Driver, Error, Kind, Mac, Network, Nic, Result, Spec, atomic};
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::access::{self, Connection, Knocks};
+use super::access::{self, Connection};
 use super::seed::{self, FIRST_HOST_KEY};
-use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, record};
+use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, reach, record};
 use crate::interrupt;
 use crate::registry;
-use crate::remote::ssh::{self, Phase, failed_phase};
 use crate::remote::{KeyPair, generate_key};
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire};
@@ -232,11 +228,15 @@ fn check_network(forge: &Forge, driver: &dyn Driver, machines: usize) -> Result<
 /// # Errors
 /// What the driver's pre-check says.
 pub async fn check(forge: &Forge, wishes: &[Wish]) -> Result<()> {
-    let mut by_driver: BTreeMap<&str, Vec<&Wish>> = BTreeMap::new();
+    // One driver may make them at several hosts.
+    let mut by_place: BTreeMap<(&str, String), Vec<&Wish>> = BTreeMap::new();
     for wish in wishes {
-        by_driver.entry(wish.driver).or_default().push(wish);
+        by_place
+            .entry((wish.driver, wish.config.to_string()))
+            .or_default()
+            .push(wish);
     }
-    for (id, wishes) in by_driver {
+    for ((id, _), wishes) in by_place {
         let Some(first) = wishes.first() else {
             continue;
         };
@@ -328,7 +328,11 @@ async fn climb(
             Stage::Launched => {
                 let open = match connection.take() {
                     Some(open) => open,
-                    None => reach(forge, &*driver, &record).await?,
+                    None => {
+                        let (found, open) = reach::reach(forge, &*driver, &record).await?;
+                        record = found;
+                        open
+                    }
                 };
                 let next = first_contact::settle(forge, &*driver, &record, &open).await?;
                 connection = Some(open);
@@ -342,7 +346,11 @@ async fn climb(
     }
     let connection = match connection {
         Some(open) => open,
-        None => reach(forge, &*driver, &record).await?,
+        None => {
+            let (found, open) = reach::reach(forge, &*driver, &record).await?;
+            record = found;
+            open
+        }
     };
     let done = provision::apply(forge, record, &connection, peers).await?;
     let connection = if done.regrouped {
@@ -415,204 +423,21 @@ fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
     })
 }
 
-/// The provider is asked this often whether the machine still runs.
-const LOOK: Duration = Duration::from_secs(1);
-/// A machine whose provider cannot be made sense of so many times in a row does not run any more.
-const BLURS: u32 = 5;
-/// After this time a machine is knocked at even when its provider says that its network is off.
-const DEAF_AT_MOST: Duration = Duration::from_secs(120);
-
-/// An open connection to a machine, started when it is off. Waits for at most `forge.patience`.
+/// A machine that is to be brought up, as far as its address: made and started when a server of its network is
+/// to give it one. Where that was decided before, nothing is done.
 ///
 /// # Errors
-/// [`Kind::Timeout`] with the last error and the end of the console; at once when the VM is gone or
-/// stops, or when the host key is none of ours.
-pub async fn reach(forge: &Forge, driver: &dyn Driver, record: &Record) -> Result<Connection> {
-    let access = forge.access(record)?;
+/// [`Kind::Timeout`] when it has none in time.
+pub async fn locate(forge: &Forge, mut record: Record) -> Result<Record> {
+    if record.placement.decided() || record.address().is_some() {
+        return Ok(record);
+    }
+    let driver = forge.driver(&record)?;
+    if record.stage == Stage::Claimed {
+        record = launch(forge, &*driver, &record).await?;
+        record.save(&forge.store)?;
+    }
     let deadline = Instant::now() + forge.patience;
-    let start = Instant::now();
-    let mut sight = Sight::default();
-    let seen = driver.observe(&[record.claim]).await?;
-    match seen.first() {
-        None => return Err(gone(record)),
-        Some(seen) if seen.state == State::Absent => return Err(gone(record)),
-        Some(seen) if matches!(seen.state, State::Running | State::Starting) => {
-            sight.looked = Some(Instant::now());
-            sight.network = seen.network;
-        }
-        Some(_) => {
-            // Until the provider says otherwise.
-            sight.network = Some(false);
-            forge
-                .events
-                .step("starting the virtual machine", "", None)
-                .await;
-            if let Some(nic) = &record.placement.nic {
-                driver.ensure_shared(&nic.network).await?;
-            }
-            // What was recorded but not carried out yet, when a publish was cut off.
-            driver.forward(record.claim, &record.published).await?;
-            driver.set_power(record.claim, Power::On).await?;
-        }
-    }
-    forge
-        .events
-        .step(
-            "connecting",
-            "an SSH server that shows the recorded key",
-            Some(deadline),
-        )
-        .await;
-    let mut knocks = Knocks::new(&*access, record);
-    let mut said = String::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = if sight.is_deaf() {
-            Err(Error::new(
-                Kind::Timeout,
-                "the machine has not switched its network on yet",
-            ))
-        } else {
-            match knocks.once().await {
-                Ok(door) => access.connect(record, door, ssh::ATTEMPT.min(left)).await,
-                Err(error) => Err(error),
-            }
-        };
-        let error = match attempt {
-            Ok(connection) => {
-                forge.events.span("wait.ssh", start.elapsed()).await;
-                return Ok(connection);
-            }
-            Err(error) => error,
-        };
-        if failed_phase(&error) == Some(Phase::HostKey) {
-            return Err(error);
-        }
-        interrupt::check()?;
-        let line = error.line();
-        if line != said {
-            forge.events.trouble(&error).await;
-            said = line;
-        }
-        sight.look(driver, record).await?;
-        if Instant::now() >= deadline {
-            let late = Error::new(
-                Kind::Timeout,
-                format!(
-                    "machine `{}` did not answer SSH within {} s ({})",
-                    record.name,
-                    forge.patience.as_secs(),
-                    error.line()
-                ),
-            );
-            return Err(with_console(driver, record, late));
-        }
-        sleep(access::PAUSE).await;
-    }
-}
-
-/// What the provider says of a machine that is starting.
-struct Sight {
-    began: Instant,
-    looked: Option<Instant>,
-    /// Whether the guest has switched its network on, where the provider can tell.
-    network: Option<bool>,
-    /// So many looks in a row found nothing that makes sense.
-    blurred: u32,
-}
-
-impl Default for Sight {
-    fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            looked: None,
-            network: None,
-            blurred: 0,
-        }
-    }
-}
-
-impl Sight {
-    /// Nobody there can answer yet. Each knock would wake up a process as soon as somebody can, and many of
-    /// them keep an emulated machine from everything else.
-    fn is_deaf(&self) -> bool {
-        self.network == Some(false) && self.began.elapsed() < DEAF_AT_MOST
-    }
-
-    /// Asks the provider, unless it was asked a moment ago.
-    ///
-    /// # Errors
-    /// When the machine is gone, or is not running any more.
-    async fn look(&mut self, driver: &dyn Driver, record: &Record) -> Result<()> {
-        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
-            return Ok(());
-        }
-        self.looked = Some(Instant::now());
-        let seen = driver.observe(&[record.claim]).await?;
-        let Some(seen) = seen.first() else {
-            return Err(gone(record));
-        };
-        self.network = seen.network;
-        self.blurred = if seen.state == State::Error {
-            self.blurred + 1
-        } else {
-            0
-        };
-        match seen.state {
-            State::Absent => Err(gone(record)),
-            // A busy host may let one question pass without an answer.
-            State::Stopped | State::Error
-                if seen.state == State::Stopped || self.blurred > BLURS =>
-            {
-                Err(with_console(
-                    driver,
-                    record,
-                    Error::new(
-                        Kind::Failed,
-                        format!(
-                            "the virtual machine `{}` stopped while it was starting",
-                            record.name
-                        ),
-                    ),
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-fn gone(record: &Record) -> Error {
-    Error::new(
-        Kind::NotFound,
-        format!("the virtual machine of `{}` is gone", record.name),
-    )
-    .because(format!(
-        "nothing carries its claim {}: it was deleted behind forge's back",
-        record.claim
-    ))
-    .hint(format!(
-        "`forge rm {}` removes the rest; then create it again",
-        record.name
-    ))
-}
-
-/// Adds the end of the machine's console to a failure to boot.
-fn with_console(driver: &dyn Driver, record: &Record, error: Error) -> Error {
-    let hint = format!(
-        "`forge logs {}` shows all of its console; `--timeout` gives it more time",
-        record.name
-    );
-    let end = driver
-        .console(record.claim)
-        .and_then(|path| fs::read(path).ok())
-        .map(|bytes| process::tail(&String::from_utf8_lossy(&bytes), 12))
-        .filter(|end| !end.is_empty());
-    match end {
-        Some(end) => error
-            .because(format!("its console ends with:\n{end}"))
-            .hint(hint),
-        None => error
-            .because("its console is empty: it did not begin to boot")
-            .hint(hint),
-    }
+    reach::awake(forge, &*driver, &record).await?;
+    reach::located(forge, &*driver, record, deadline).await
 }

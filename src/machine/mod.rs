@@ -9,6 +9,7 @@ mod first_contact;
 pub mod power;
 pub mod provision;
 pub mod publish;
+mod reach;
 pub mod record;
 mod seed;
 

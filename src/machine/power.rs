@@ -5,7 +5,7 @@ use std::time::Duration;
 use forge_driver::{Driver, Error, Kind, Power, Result, State};
 use tokio::time::{Instant, sleep};
 
-use super::{Forge, Record, Stage, create, provision, state};
+use super::{Forge, Record, Stage, provision, reach, state};
 use crate::ca;
 
 /// The provider is asked this often while a machine goes down.
@@ -19,9 +19,9 @@ pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
     whole(record)?;
     let driver = forge.driver(record)?;
     let was = state(&*driver, record).await?;
-    let connection = create::reach(forge, &*driver, record).await?;
+    let (record, connection) = reach::reach(forge, &*driver, record).await?;
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
-    provision::prove(forge, record, &authority).await?;
+    provision::prove(forge, &record, &authority).await?;
     drop(connection);
     let changed = was != State::Running;
     forge.events.finished("running", changed).await;

@@ -1,6 +1,7 @@
 //! What is remembered of one machine.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use forge_driver::{Claim, Endpoints, Error, Forward, Instance, Kind, Result};
@@ -173,12 +174,24 @@ impl Record {
         write_json(&record_path(store, &self.name), self)
     }
 
+    /// Its address between machines: decided before the provider was asked, or told by it.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        let told = || match self.instance.as_ref()?.endpoints.cluster {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let placed = self.placement.nic.as_ref().map(|nic| nic.address);
+        placed.or_else(told)
+    }
+
     /// Where the machine is reached, as the provider says, or as was decided before it was asked.
     ///
     /// # Errors
     /// When neither is known yet.
     pub fn endpoints(&self) -> Result<Endpoints> {
-        if let Some(instance) = &self.instance {
+        if let Some(instance) = &self.instance
+            && instance.located()
+        {
             return Ok(instance.endpoints.clone());
         }
         match (&self.placement.ssh, &self.placement.engine) {

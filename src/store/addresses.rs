@@ -51,6 +51,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// Whether its addresses were decided before the provider was asked; otherwise the provider tells them.
+    pub fn decided(&self) -> bool {
+        self.nic.is_some() || self.ssh.is_some() || !self.leased
+    }
+
     /// The forwards that every start needs.
     pub fn forwards(&self) -> Vec<Forward> {
         self.ssh.iter().chain(&self.engine).copied().collect()

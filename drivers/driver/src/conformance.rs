@@ -108,6 +108,47 @@ pub async fn creating_twice_makes_one(bench: &dyn Bench) {
     one.destroy(spec.claim).await.expect("destroyed");
 }
 
+/// Five made at the same time are five machines, each with addresses of its own, and they run.
+pub async fn five_at_once_have_five_addresses(bench: &dyn Bench) {
+    let driver = bench.open();
+    let specs: [Spec; 5] = std::array::from_fn(|_| bench.spec());
+    driver.check(&specs).await.expect("the check passes");
+    if let Some(network) = bench.network() {
+        driver
+            .ensure_shared(&network)
+            .await
+            .expect("the network comes up");
+    }
+    let [a, b, c, d, e] = &specs;
+    let made = tokio::join!(
+        driver.create(a),
+        driver.create(b),
+        driver.create(c),
+        driver.create(d),
+        driver.create(e)
+    );
+    let made = [made.0, made.1, made.2, made.3, made.4].map(|made| made.expect("made").endpoints);
+    let distinct = |addresses: Vec<String>| addresses.into_iter().collect::<BTreeSet<_>>().len();
+    for addresses in [
+        made.iter().map(|at| at.ssh.to_string()).collect(),
+        made.iter().map(|at| at.engine.to_string()).collect(),
+    ] {
+        assert_eq!(distinct(addresses), 5, "{made:?}");
+    }
+    let between: Vec<String> = made
+        .iter()
+        .filter_map(|at| Some(at.cluster?.to_string()))
+        .collect();
+    assert_eq!(distinct(between.clone()), between.len(), "{made:?}");
+    for spec in &specs {
+        reaches(&*driver, spec.claim, State::Running).await;
+        assert_eq!(bench.count(spec.claim), 1);
+    }
+    for spec in &specs {
+        driver.destroy(spec.claim).await.expect("destroyed");
+    }
+}
+
 /// Nothing is left after `destroy`, and destroying what is gone, or never was, succeeds.
 pub async fn destroying_twice_succeeds(bench: &dyn Bench) {
     let driver = bench.open();

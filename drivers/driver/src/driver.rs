@@ -39,7 +39,8 @@ pub trait Driver: Send + Sync {
     /// Reports what is there for each claim, in the order asked, in one call for any number.
     ///
     /// # Errors
-    /// When the provider cannot be asked. That a machine is absent is an answer, not an error.
+    /// When the provider cannot be asked. That a machine is absent is an answer, not an error; and where one of
+    /// several hosts cannot be asked, its machines alone have no answer ([`Observation::trouble`]).
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>>;
 
     /// Every machine that this driver keeps for this store, with the name that it was made under: what is
@@ -105,7 +106,8 @@ pub struct Wants {
     /// The machine has an interface on an internal network of this range: it needs an address there.
     pub network: Option<Ipv4Net>,
     /// That network leads out as well, and its own server gives the machine its address: there is no other
-    /// interface.
+    /// interface. Without a range (`network`) that address is not the caller's choice: the instance tells it, as
+    /// soon as it is known.
     pub leased: bool,
     /// That network leads nowhere, and its own server gives the machine its address: the seed tells it none.
     pub served: bool,

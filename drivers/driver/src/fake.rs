@@ -572,6 +572,7 @@ impl Driver for FakeDriver {
                 },
                 network: None,
                 instance: vm.map(|vm| vm.instance()).transpose()?,
+                trouble: None,
             })
         };
         claims.iter().map(look).collect()

@@ -26,7 +26,15 @@ pub struct Work {
 /// # Errors
 /// [`Kind::Timeout`] when another command does not finish.
 pub async fn work(folder: &Path) -> Result<Option<Work>> {
-    let until = Instant::now() + DEADLINE;
+    work_within(folder, DEADLINE).await
+}
+
+/// As [`work`], for work that takes longer than one machine's.
+///
+/// # Errors
+/// As [`work`].
+pub async fn work_within(folder: &Path, deadline: Duration) -> Result<Option<Work>> {
+    let until = Instant::now() + deadline;
     loop {
         let Some(file) = open(folder)? else {
             return Ok(None);
@@ -44,7 +52,7 @@ pub async fn work(folder: &Path) -> Result<Option<Work>> {
                 format!(
                     "another command has been working on `{}` for {} s",
                     folder.display(),
-                    DEADLINE.as_secs()
+                    deadline.as_secs()
                 ),
             ));
         }

@@ -20,10 +20,19 @@ pub struct Instance {
     pub hardware: BTreeMap<String, String>,
 }
 
+impl Instance {
+    /// Whether its addresses are known.
+    #[must_use]
+    pub fn located(&self) -> bool {
+        !self.endpoints.ssh.ip().is_unspecified()
+    }
+}
+
 /// Typed addresses of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
-    /// SSH, as reached from here.
+    /// SSH, as reached from here. Its address is 0.0.0.0 (and that of the engine) while nobody knows it yet: a
+    /// server of the network gives it to the guest, and later observations tell it.
     pub ssh: SocketAddr,
     /// The engine's TLS port, as reached from here.
     pub engine: SocketAddr,
@@ -93,6 +102,8 @@ pub struct Observation {
     pub network: Option<bool>,
     /// What is there; `None` when the state is [`State::Absent`].
     pub instance: Option<Instance>,
+    /// Why nothing can be said of it, on one line; the state is then [`State::Error`].
+    pub trouble: Option<String>,
 }
 
 /// A wished change of power.

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use forge_driver::conformance::Bench;
 use forge_driver::fake::{FakeDriver, Knob, Provider};
@@ -10,6 +11,9 @@ use forge_driver::{
     BaseImage, Claim, Driver, Forward, Kind, Mac, Network, Nic, Power, Seed, Spec, State,
 };
 use uuid::Uuid;
+
+/// The last byte of the address that is given next.
+static GIVEN: AtomicU8 = AtomicU8::new(11);
 
 struct Folder {
     folder: tempfile::TempDir,
@@ -67,7 +71,7 @@ impl Bench for Folder {
             },
             nic: Some(Nic {
                 network: self.network.clone(),
-                address: Ipv4Addr::new(10, 133, 7, 11),
+                address: Ipv4Addr::new(10, 133, 7, GIVEN.fetch_add(1, Ordering::SeqCst)),
                 mac: Mac::of(claim, 1),
             }),
             outer_mac: Mac::of(claim, 0),
@@ -103,6 +107,7 @@ forge_driver::conforms!(
     Folder::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
+    five_at_once_have_five_addresses,
     destroying_twice_succeeds,
     power_goes_on_and_off,
     observations_come_in_the_order_asked,

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::domain::{ARCH, MACHINE, render};
 use crate::options::{AccelChoice, Config};
 use crate::storage::Pool;
+use crate::uri::Uri;
 use crate::virsh::Virsh;
 
 /// How long a kernel may take under KVM until it finds no disk.
@@ -25,7 +26,7 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Tried {
     format: u32,
-    uri: String,
+    uri: Uri,
     versions: String,
     works: bool,
     reason: String,
@@ -57,7 +58,8 @@ pub(crate) async fn virt(
     let Some(kernel) = kernel else {
         return Ok("qemu");
     };
-    let notes = home.join("trials");
+    // Of each daemon its own: one host boots what another does not.
+    let notes = home.join("trials").join(config.uri.folder());
     atomic::private_folder(&notes)?;
     // Commands that start together try once.
     let _work = hold::work(&notes).await?;

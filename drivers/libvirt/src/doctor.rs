@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use forge_driver::{Finding, process};
+use forge_driver::{DriverHome, Finding, process};
 
 use crate::options::Config;
 use crate::virsh::Virsh;
@@ -17,7 +17,7 @@ const DAEMON: [&str; 4] = [
 ];
 
 /// Everything that decides whether machines can be made here: virsh, and a daemon that answers it.
-pub async fn findings(config: &Config) -> Vec<Finding> {
+pub async fn findings(config: &Config, home: &DriverHome) -> Vec<Finding> {
     let program = config.virsh.display();
     if process::which(&config.virsh).is_none() {
         return vec![missing(
@@ -34,7 +34,10 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     }];
     let what = format!("libvirt at `{}`", config.uri);
     found.push(
-        match Virsh::new(config).call(&["version", "--daemon"]).await {
+        match Virsh::new(config, home)
+            .call(&["version", "--daemon"])
+            .await
+        {
             Ok(text) => Finding {
                 what,
                 ok: true,
@@ -108,7 +111,14 @@ mod tests {
             virsh: "/nonexistent/virsh".into(),
             ..Config::default()
         };
-        let found = findings(&config).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let home = DriverHome {
+            dir: folder.path().to_owned(),
+            store: folder.path().to_owned(),
+            runtime: folder.path().to_owned(),
+            assets: forge_driver::assets::Assets::default(),
+        };
+        let found = findings(&config, &home).await;
         assert_eq!(found.len(), 1);
         assert!(!found[0].ok && found[0].what.contains("/nonexistent/virsh"));
         assert!(found[0].packages.contains(&"libvirt-clients"));

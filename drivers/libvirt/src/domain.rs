@@ -5,7 +5,7 @@ use forge_driver::{Claim, Error, Kind, Result, State};
 use serde_json::json;
 use tera::{Context, Tera};
 
-use crate::network;
+use crate::network::{self, Choice};
 use crate::virsh::{Virsh, field, quoted};
 use crate::vm::Vm;
 
@@ -36,6 +36,11 @@ pub(crate) fn render(assets: &Assets, path: &str, values: serde_json::Value) -> 
 /// # Errors
 /// As [`render`].
 pub(crate) fn describe(assets: &Assets, vm: &Vm, console: &str) -> Result<String> {
+    let (interface, network) = match (&vm.config.network, &vm.nic) {
+        (Choice::Bridge(name), _) => ("bridge", name.clone()),
+        (_, Some(nic)) => ("network", network::name(&nic.network)),
+        (other, None) => ("network", other.to_string()),
+    };
     render(
         assets,
         "templates/libvirt/domain.xml.tera",
@@ -51,8 +56,9 @@ pub(crate) fn describe(assets: &Assets, vm: &Vm, console: &str) -> Result<String
             "pool": vm.config.pool,
             "disk": vm.disk(),
             "seed": vm.seed(),
-            "mac": vm.nic.mac,
-            "network": network::name(&vm.nic.network),
+            "mac": vm.mac,
+            "interface": interface,
+            "network": network,
             "console": console,
         }),
     )
@@ -209,7 +215,7 @@ mod tests {
         let text = render(
             &Assets::default(),
             "templates/libvirt/network.xml.tera",
-            json!({"name": "a<b", "id": "i", "bridge": "b", "gateway": "g", "prefix": 24}),
+            json!({"name": "a<b", "id": "i", "mode": "nat", "bridge": "b", "gateway": "g", "prefix": 24}),
         )
         .expect("renders");
         assert!(text.contains("<name>a&lt;b</name>"), "{text}");

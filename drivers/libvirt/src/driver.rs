@@ -7,19 +7,19 @@ use async_trait::async_trait;
 use forge_driver::folder::records;
 use forge_driver::{
     Claim, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation, Power, Result,
-    Spec, State, Wants, atomic, process,
+    Spec, State, Wants, atomic, hold,
 };
 
 use crate::accel;
+use crate::check;
 use crate::domain::{self, Found};
-use crate::network;
+use crate::lease;
+use crate::look::{self, Seen};
+use crate::network::{self, Choice};
 use crate::options::Config;
 use crate::storage::Pool;
 use crate::virsh::Virsh;
 use crate::vm::{Folder, Vm};
-
-/// What one machine writes to its disk before anybody uses it, roughly: first boot and engine.
-const DISK_NEED: u64 = 512 << 20;
 
 /// Domains of libvirt.
 ///
@@ -42,15 +42,76 @@ impl LibvirtDriver {
         Folder::new(&self.home.dir, claim)
     }
 
-    /// Where it is noted which base images are whole.
-    fn notes(&self) -> PathBuf {
-        self.home.dir.join("bases")
+    /// Where it is noted which base images are whole at a daemon.
+    fn notes(&self, virsh: &Virsh) -> PathBuf {
+        self.home.dir.join("bases").join(virsh.uri().folder())
+    }
+
+    /// The daemon of a configuration.
+    fn virsh(&self, config: &Config) -> Virsh {
+        Virsh::new(config, &self.home)
+    }
+
+    /// Keeps other commands from making or removing networks of a daemon: a network that nobody is on any more is
+    /// not taken down under a machine that is put on it.
+    async fn networks(&self, virsh: &Virsh) -> Result<Option<hold::Work>> {
+        let folder = self.home.dir.join("networks").join(virsh.uri().folder());
+        atomic::private_folder(&folder)?;
+        hold::work(&folder).await
+    }
+
+    /// The network of a machine is up, and keeps the machine's address for it: also when somebody removed it
+    /// meanwhile.
+    async fn network(&self, vm: &Vm, virsh: &Virsh) -> Result<()> {
+        let _work = self.networks(virsh).await?;
+        match (&vm.config.network, &vm.nic) {
+            (choice, Some(nic)) => {
+                network::ensure(virsh, &self.home.assets, &nic.network, choice).await?;
+                lease::give(virsh, nic).await
+            }
+            (Choice::Named(name), None) => {
+                network::start(virsh, "--name", name).await?;
+                match vm.address {
+                    Some(address) => lease::keep(virsh, name, vm.mac, address).await,
+                    None => Ok(()),
+                }
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// What the machine's network kept for it is taken back, and the network itself when forge made it and no
+    /// other machine at this daemon is on it.
+    async fn leave_network(&self, vm: &Vm, virsh: &Virsh) -> Result<()> {
+        let _work = self.networks(virsh).await?;
+        let nic = match (&vm.config.network, &vm.nic) {
+            (_, Some(nic)) => nic,
+            (Choice::Named(name), None) => return lease::leave(virsh, name, vm.mac).await,
+            (_, None) => return Ok(()),
+        };
+        lease::take(virsh, nic).await?;
+        if self.unused(&nic.network, virsh)? {
+            network::release(virsh, &nic.network).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether no machine that stays is on the network at this daemon.
+    fn unused(&self, network: &Network, virsh: &Virsh) -> Result<bool> {
+        Ok(!records::<Vm>(&self.home.dir)?.iter().any(|vm| {
+            !vm.leaving
+                && vm.config.uri == *virsh.uri()
+                && vm
+                    .nic
+                    .as_ref()
+                    .is_some_and(|nic| nic.network.id == network.id)
+        }))
     }
 
     /// The machine's record, its daemon, and the assurance that the domain is ours.
     async fn own(&self, claim: Claim) -> Result<(Vm, Virsh, State)> {
         let vm = self.folder(claim).demand()?;
-        let virsh = Virsh::new(&vm.config);
+        let virsh = self.virsh(&vm.config);
         match domain::find_one(&virsh, claim).await? {
             Found::Ours(state) => Ok((vm, virsh, state)),
             Found::Foreign => Err(domain::foreign(claim)),
@@ -76,7 +137,7 @@ impl LibvirtDriver {
             }
             return Ok(vm);
         }
-        let virsh = Virsh::new(&self.config);
+        let virsh = self.virsh(&self.config);
         let virt = accel::virt(
             &virsh,
             &self.home.assets,
@@ -96,7 +157,7 @@ impl LibvirtDriver {
             name: &vm.config.pool.clone(),
         };
         let target = pool.ensure().await?.target;
-        pool.base(&vm.base, &spec.image, &self.notes()).await?;
+        pool.base(&vm.base, &spec.image, &self.notes(virsh)).await?;
         pool.disk(&vm, vm.config.disk_bytes.max(spec.image.size))
             .await?;
         if !vm.seeded {
@@ -106,8 +167,13 @@ impl LibvirtDriver {
             folder.write(&vm)?;
         }
         pool.console(&vm.console()).await?;
-        network::ensure(virsh, &self.home.assets, &vm.nic.network).await?;
-        network::lease(virsh, &vm.nic).await?;
+        self.network(&vm, virsh).await?;
+        if let Choice::Named(name) = &vm.config.network
+            && vm.address.is_none()
+        {
+            vm.address = lease::choose(virsh, name, vm.mac).await?;
+            folder.write(&vm)?;
+        }
         domain::check_name(virsh, &vm.name, vm.claim).await?;
         let console = target.join(vm.console());
         let document = domain::describe(&self.home.assets, &vm, &console.to_string_lossy())?;
@@ -124,7 +190,7 @@ impl LibvirtDriver {
             State::Running | State::Starting | State::Stopping => Ok(()),
             State::Paused => virsh.call(&["resume", &claim]).await.map(drop),
             _ => {
-                network::ensure(virsh, &self.home.assets, &vm.nic.network).await?;
+                self.network(vm, virsh).await?;
                 virsh.call(&["start", &claim]).await.map(drop)
             }
         }
@@ -168,63 +234,14 @@ impl Driver for LibvirtDriver {
     fn wants(&self) -> Wants {
         Wants {
             forwards: false,
-            network: Some(self.config.network_cidr),
+            network: self.config.range(),
             leased: true,
             ..Wants::default()
         }
     }
 
     async fn check(&self, specs: &[Spec]) -> Result<()> {
-        let config = &self.config;
-        if process::which(&config.virsh).is_none() {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!("`{}`, which speaks to libvirt, is not installed", config.virsh.display()),
-            )
-            .hint("install it: Debian's package is `libvirt-clients`, the daemon's `libvirt-daemon-system`"));
-        }
-        let precheck = |error: Error| error.of_kind(Kind::Precheck);
-        let virsh = Virsh::new(config);
-        let pool = Pool {
-            virsh: &virsh,
-            name: &config.pool,
-        };
-        let need = DISK_NEED.saturating_mul(specs.len() as u64);
-        if let Some(seen) = pool.check().await.map_err(precheck)?
-            && seen.available < need
-        {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!(
-                    "the storage pool `{}` is too full: {} machines need {} MiB to begin with, and {} MiB are free",
-                    config.pool,
-                    specs.len(),
-                    need >> 20,
-                    seen.available >> 20
-                ),
-            )
-            .hint("free some space in it, or choose another with `--libvirt-pool`"));
-        }
-        for spec in specs {
-            if !spec.image.disk.is_file() {
-                return Err(Error::new(
-                    Kind::Precheck,
-                    format!("the base image `{}` is missing", spec.image.disk.display()),
-                )
-                .hint(
-                    "run `forge image ls` to see what there is, `forge image build` to make one",
-                ));
-            }
-            domain::check_name(&virsh, &spec.name, spec.claim)
-                .await
-                .map_err(precheck)?;
-        }
-        if let Some(nic) = specs.iter().find_map(|spec| spec.nic.as_ref()) {
-            network::check(&virsh, &nic.network)
-                .await
-                .map_err(precheck)?;
-        }
-        Ok(())
+        check::check(&self.config, &self.virsh(&self.config), specs).await
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
@@ -232,26 +249,26 @@ impl Driver for LibvirtDriver {
         for claim in claims {
             records.insert(*claim, self.folder(*claim).read());
         }
-        // One connection for all machines of a daemon.
-        let mut daemons: BTreeMap<&str, Vec<&Vm>> = BTreeMap::new();
-        for vm in records
+        let vms = records
             .values()
-            .filter_map(|record| record.as_ref().ok()?.as_ref())
-        {
-            daemons.entry(&vm.config.uri).or_default().push(vm);
-        }
-        let mut found: BTreeMap<Claim, Found> = BTreeMap::new();
-        for vms in daemons.values() {
-            let claims: Vec<Claim> = vms.iter().map(|vm| vm.claim).collect();
-            let answers = domain::find(&Virsh::new(&vms[0].config), &claims).await?;
-            found.extend(claims.into_iter().zip(answers));
-        }
+            .filter_map(|record| record.as_ref().ok()?.clone());
+        let seen = look::look(&self.home, vms.collect()).await?;
         Ok(claims
             .iter()
             .map(|claim| {
-                let (state, instance) = match (&records[claim], found.get(claim)) {
-                    (Ok(Some(vm)), Some(Found::Ours(state))) => (*state, Some(vm.instance())),
-                    (Err(error), _) if error.kind() != Kind::Refused => (State::Error, None),
+                let mut trouble = None;
+                let (state, instance) = match (&records[claim], seen.get(claim)) {
+                    (Ok(Some(vm)), Some(Seen::There(state, address))) => {
+                        (*state, Some(vm.instance(*address)))
+                    }
+                    (Ok(Some(vm)), Some(Seen::Unknown(why))) => {
+                        trouble = Some(why.clone());
+                        (State::Error, Some(vm.instance(None)))
+                    }
+                    (Err(error), _) if error.kind() != Kind::Refused => {
+                        trouble = Some(error.line());
+                        (State::Error, None)
+                    }
                     _ => (State::Absent, None),
                 };
                 Observation {
@@ -259,6 +276,7 @@ impl Driver for LibvirtDriver {
                     state,
                     network: None,
                     instance,
+                    trouble,
                 }
             })
             .collect())
@@ -277,7 +295,7 @@ impl Driver for LibvirtDriver {
         atomic::private_folder(folder.path())?;
         let _work = folder.work().await?;
         let mut vm = self.decided(spec, &folder).await?;
-        let virsh = Virsh::new(&vm.config);
+        let virsh = self.virsh(&vm.config);
         let state = match domain::find_one(&virsh, vm.claim).await? {
             Found::Foreign => return Err(domain::foreign(vm.claim)),
             Found::Ours(state) => state,
@@ -287,7 +305,7 @@ impl Driver for LibvirtDriver {
             }
         };
         self.power_on(&vm, &virsh, state).await?;
-        Ok(vm.instance())
+        Ok(vm.instance(None))
     }
 
     async fn set_power(&self, claim: Claim, power: Power) -> Result<()> {
@@ -339,7 +357,7 @@ impl Driver for LibvirtDriver {
             return Ok(());
         };
         if let Some(mut vm) = folder.read()? {
-            let virsh = Virsh::new(&vm.config);
+            let virsh = self.virsh(&vm.config);
             let id = claim.to_string();
             match domain::find_one(&virsh, claim).await? {
                 Found::Foreign => return Err(domain::foreign(claim)),
@@ -365,44 +383,51 @@ impl Driver for LibvirtDriver {
                 virsh: &virsh,
                 name: &vm.config.pool.clone(),
             };
+            if !vm.leaving {
+                vm.leaving = true;
+                folder.write(&vm)?;
+            }
             if let Some(seen) = pool.check().await? {
                 pool.start(seen).await?;
                 pool.remove(&vm).await?;
                 // Of machines that leave at the same time, the last to say so takes the base along.
-                let base = vm.base.clone();
                 let unused = || {
-                    vm.leaving = true;
-                    folder.write(&vm)?;
                     Ok(!records::<Vm>(&self.home.dir)?.iter().any(|other| {
                         !other.leaving
                             && other.base == vm.base
                             && other.config.pool == vm.config.pool
+                            && other.config.uri == vm.config.uri
                     }))
                 };
-                pool.drop_base(&base, &self.notes(), unused).await?;
+                pool.drop_base(&vm.base, &self.notes(&virsh), unused)
+                    .await?;
             }
-            network::unlease(&virsh, &vm.nic).await?;
+            self.leave_network(&vm, &virsh).await?;
         }
         folder.remove()
     }
 
     async fn ensure_shared(&self, wanted: &Network) -> Result<()> {
-        network::ensure(&Virsh::new(&self.config), &self.home.assets, wanted).await
+        let virsh = self.virsh(&self.config);
+        let _work = self.networks(&virsh).await?;
+        network::ensure(&virsh, &self.home.assets, wanted, &self.config.network).await
     }
 
     async fn release_shared(&self, wanted: &Network) -> Result<()> {
-        if records::<Vm>(&self.home.dir)?
-            .iter()
-            .any(|vm| vm.nic.network.id == wanted.id)
-        {
-            return Ok(());
+        let virsh = self.virsh(&self.config);
+        let _work = self.networks(&virsh).await?;
+        if self.unused(wanted, &virsh)? {
+            network::release(&virsh, wanted).await?;
         }
-        network::release(&Virsh::new(&self.config), wanted).await
+        Ok(())
     }
 
-    /// The file lies where the daemon keeps disks: root alone may read it there.
+    /// The file lies where the daemon keeps disks: root alone may read it there, and on another host nobody here.
     fn console(&self, claim: Claim) -> Option<PathBuf> {
         let vm = self.folder(claim).read().ok()??;
+        if vm.config.uri.over_ssh() {
+            return None;
+        }
         Some(vm.folder.as_ref()?.join(vm.console()))
     }
 }

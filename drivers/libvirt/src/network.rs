@@ -1,13 +1,104 @@
-//! The network between machines, and the fixed lease of each.
+//! The networks that machines are on.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 use forge_driver::assets::Assets;
-use forge_driver::{Error, Kind, Mac, Network, Nic, Result};
+use forge_driver::{Error, Kind, Network, Result};
 use ipnet::Ipv4Net;
 use roxmltree::Document;
-use std::net::Ipv4Addr;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::render;
 use crate::virsh::Virsh;
+
+/// The network that machines are put on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Choice {
+    /// One that forge makes; NAT leads out of it, and nothing but its host into it.
+    #[default]
+    Forge,
+    /// One that forge makes; what has a route to it reaches its machines.
+    Routed,
+    /// One that somebody else defined at this libvirt.
+    Named(String),
+    /// A bridge of the host.
+    Bridge(String),
+}
+
+impl Choice {
+    /// Whether forge makes it, and its range is known before.
+    #[must_use]
+    pub fn own(&self) -> bool {
+        matches!(self, Self::Forge | Self::Routed)
+    }
+
+    /// Whether a daemon without rights on the host's networks cannot give it.
+    pub(crate) fn needs_rights(&self) -> bool {
+        !matches!(self, Self::Bridge(_))
+    }
+
+    /// How packets leave it (<https://libvirt.org/formatnetwork.html#connectivity>).
+    fn mode(&self) -> &'static str {
+        match self {
+            Self::Routed => "route",
+            _ => "nat",
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forge => f.write_str("forge"),
+            Self::Routed => f.write_str("routed"),
+            Self::Named(name) => f.write_str(name),
+            Self::Bridge(name) => write!(f, "bridge:{name}"),
+        }
+    }
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let plain = |name: &str| {
+            !name.is_empty()
+                && !name.starts_with(['-', '.'])
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        match (text, text.strip_prefix("bridge:")) {
+            ("forge", _) => Ok(Self::Forge),
+            ("routed", _) => Ok(Self::Routed),
+            // Interfaces have names of at most 15 characters.
+            (_, Some(name)) if plain(name) && name.len() <= 15 => Ok(Self::Bridge(name.to_owned())),
+            (name, None) if plain(name) => Ok(Self::Named(name.to_owned())),
+            _ => Err(Error::new(
+                Kind::Usage,
+                format!("`--libvirt-network {}` is not a network", text.escape_debug()),
+            )
+            .hint("it is `forge`, `routed`, the name of a network of that libvirt (`virsh net-list --all`), or `bridge:NAME` for a bridge of its host")),
+        }
+    }
+}
+
+impl TryFrom<String> for Choice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|error: Error| error.line())
+    }
+}
+
+impl From<Choice> for String {
+    fn from(choice: Choice) -> Self {
+        choice.to_string()
+    }
+}
 
 /// What libvirt calls the network. Interfaces have names of at most 15 characters.
 pub(crate) fn name(network: &Network) -> String {
@@ -22,10 +113,15 @@ fn bridge(network: &Network) -> String {
 ///
 /// # Errors
 /// [`Kind::Conflict`] when its range overlaps that of another network, with both shown.
-pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) -> Result<()> {
+pub(crate) async fn ensure(
+    virsh: &Virsh,
+    assets: &Assets,
+    network: &Network,
+    choice: &Choice,
+) -> Result<()> {
     let id = network.id.to_string();
     if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
-        check(virsh, network).await?;
+        check(virsh, network, choice).await?;
         // The first address of a range is a router's by custom: no machine gets it.
         let gateway = Ipv4Addr::from(u32::from(network.cidr.network()) + 1);
         let document = render(
@@ -34,6 +130,7 @@ pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) ->
             serde_json::json!({
                 "name": name(network),
                 "id": id,
+                "mode": choice.mode(),
                 "bridge": bridge(network),
                 "gateway": gateway,
                 "prefix": network.cidr.prefix_len(),
@@ -45,38 +142,73 @@ pub(crate) async fn ensure(virsh: &Virsh, assets: &Assets, network: &Network) ->
         }
         virsh.call(&["net-autostart", &id]).await?;
     }
-    start(virsh, &id).await
+    start(virsh, "--uuid", &id).await
 }
 
-/// Starts a network that is defined. Started already: succeeds.
-async fn start(virsh: &Virsh, id: &str) -> Result<()> {
-    if virsh.lists(&["net-list", "--uuid"], id).await? {
+/// Starts a network that is defined, by its UUID or its name as `by` has it. Started already: succeeds.
+pub(crate) async fn start(virsh: &Virsh, by: &str, id: &str) -> Result<()> {
+    if virsh.lists(&["net-list", by], id).await? {
         return Ok(());
     }
     let started = virsh.call(&["net-start", id]).await;
-    if started.is_err() && virsh.lists(&["net-list", "--uuid"], id).await? {
+    if started.is_err() && virsh.lists(&["net-list", by], id).await? {
         // Another command was faster.
         return Ok(());
     }
     started.map(drop)
 }
 
-/// Refuses a range that overlaps that of another network of this daemon.
+/// Refuses a range that overlaps that of another network of this daemon, and a network of forge's that is there
+/// and of another kind.
 ///
 /// # Errors
 /// [`Kind::Conflict`] with both shown.
-pub(crate) async fn check(virsh: &Virsh, network: &Network) -> Result<()> {
+pub(crate) async fn check(virsh: &Virsh, network: &Network, choice: &Choice) -> Result<()> {
+    let own = network.id.to_string();
     let all = virsh.call(&["net-list", "--all", "--uuid"]).await?;
-    let commands: Vec<String> = all
+    let ids: Vec<&str> = all
         .lines()
         .map(str::trim)
-        .filter(|id| !id.is_empty() && *id != network.id.to_string())
-        .map(|id| format!("net-dumpxml {id}"))
+        .filter(|id| !id.is_empty())
         .collect();
-    for text in virsh.batch(&commands).await? {
-        overlap(&text, network.cidr)?;
+    let commands: Vec<String> = ids.iter().map(|id| format!("net-dumpxml {id}")).collect();
+    for (id, text) in ids.iter().zip(virsh.batch(&commands).await?) {
+        if *id == own {
+            same_kind(&text, network, choice)?;
+        } else {
+            overlap(&text, network.cidr)?;
+        }
     }
     Ok(())
+}
+
+fn same_kind(description: &str, network: &Network, choice: &Choice) -> Result<()> {
+    let Ok(document) = Document::parse(description) else {
+        return Ok(());
+    };
+    let mode = mode(&document);
+    if mode == choice.mode() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Conflict,
+        format!(
+            "the network {} of forge is there with `{mode}`, and machines are on it; `--libvirt-network {choice}` is `{}`",
+            network.cidr,
+            choice.mode()
+        ),
+    )
+    .hint("choose another range with `--libvirt-network-cidr`"))
+}
+
+/// How packets leave a network: `isolated` when they do not.
+pub(crate) fn mode(document: &Document<'_>) -> String {
+    document
+        .root_element()
+        .children()
+        .find(|node| node.has_tag_name("forward"))
+        .map_or("isolated", |node| node.attribute("mode").unwrap_or("nat"))
+        .to_owned()
 }
 
 fn overlap(description: &str, cidr: Ipv4Net) -> Result<()> {
@@ -119,92 +251,6 @@ fn ranges(document: &Document<'_>) -> Vec<Ipv4Net> {
         .collect()
 }
 
-/// The machine gets its address from the network's DHCP server. Already so: succeeds.
-///
-/// # Errors
-/// [`Kind::Conflict`] when the address is somebody else's.
-pub(crate) async fn lease(virsh: &Virsh, nic: &Nic) -> Result<()> {
-    let id = nic.network.id.to_string();
-    let text = virsh.call(&["net-dumpxml", &id]).await?;
-    match taken(&text, nic.mac, nic.address) {
-        Lease::Ours => return Ok(()),
-        Lease::Foreign(entry) => {
-            return Err(Error::new(
-                Kind::Conflict,
-                format!(
-                    "the address {} on network `{}` is given to {entry}",
-                    nic.address,
-                    name(&nic.network)
-                ),
-            )
-            .hint(format!(
-                "`virsh net-edit {}` shows and removes that entry",
-                name(&nic.network)
-            )));
-        }
-        Lease::None => {}
-    }
-    update(virsh, "add", nic).await
-}
-
-/// Takes the lease back. Gone already: succeeds.
-///
-/// # Errors
-/// What libvirt said.
-pub(crate) async fn unlease(virsh: &Virsh, nic: &Nic) -> Result<()> {
-    let id = nic.network.id.to_string();
-    if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
-        return Ok(());
-    }
-    let text = virsh.call(&["net-dumpxml", &id]).await?;
-    match taken(&text, nic.mac, nic.address) {
-        Lease::Ours => update(virsh, "delete", nic).await,
-        Lease::Foreign(_) | Lease::None => Ok(()),
-    }
-}
-
-async fn update(virsh: &Virsh, verb: &str, nic: &Nic) -> Result<()> {
-    let id = nic.network.id.to_string();
-    let entry = format!("<host mac='{}' ip='{}'/>", nic.mac, nic.address);
-    let mut words = vec!["net-update", &id, verb, "ip-dhcp-host", &entry, "--config"];
-    if virsh.lists(&["net-list", "--uuid"], &id).await? {
-        words.push("--live");
-    }
-    virsh.call(&words).await.map(drop)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Lease {
-    None,
-    Ours,
-    Foreign(String),
-}
-
-fn taken(description: &str, mac: Mac, address: Ipv4Addr) -> Lease {
-    let Ok(document) = Document::parse(description) else {
-        return Lease::None;
-    };
-    let (mac, address) = (mac.to_string(), address.to_string());
-    for host in document
-        .descendants()
-        .filter(|node| node.has_tag_name("host"))
-    {
-        let theirs = host
-            .attribute("mac")
-            .unwrap_or_default()
-            .to_ascii_lowercase();
-        match (
-            theirs == mac,
-            host.attribute("ip") == Some(address.as_str()),
-        ) {
-            (true, true) => return Lease::Ours,
-            (false, true) => return Lease::Foreign(theirs),
-            _ => {}
-        }
-    }
-    Lease::None
-}
-
 /// Stops and forgets the network. Gone already: succeeds.
 ///
 /// # Errors
@@ -244,18 +290,45 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_ours_or_somebody_s() {
-        let mac: Mac = "52:54:00:aa:bb:01".parse().expect("an address");
-        let other: Mac = "52:54:00:aa:bb:02".parse().expect("an address");
-        let ip = Ipv4Addr::new(192, 168, 122, 9);
-        assert_eq!(taken(DEFAULT, mac, ip), Lease::Ours);
-        assert_eq!(
-            taken(DEFAULT, other, ip),
-            Lease::Foreign("52:54:00:aa:bb:01".into())
-        );
-        assert_eq!(
-            taken(DEFAULT, other, Ipv4Addr::new(192, 168, 122, 10)),
-            Lease::None
-        );
+    fn networks_have_names() {
+        for (text, choice) in [
+            ("forge", Choice::Forge),
+            ("routed", Choice::Routed),
+            ("default", Choice::Named("default".into())),
+            ("bridge:br0", Choice::Bridge("br0".into())),
+        ] {
+            let parsed: Choice = text.parse().expect(text);
+            assert_eq!(parsed, choice);
+            assert_eq!(parsed.to_string(), text);
+        }
+        for text in [
+            "",
+            "a b",
+            "-x",
+            "bridge:",
+            "bridge:-x",
+            "bridge:0123456789abcdef",
+            "a'b",
+            "x:y",
+        ] {
+            let error = text.parse::<Choice>().expect_err(text);
+            assert_eq!(error.kind(), Kind::Usage, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_of_forge_s_keeps_its_kind() {
+        let network = Network {
+            id: uuid::Uuid::new_v4(),
+            cidr: "10.0.0.0/24".parse().expect("a range"),
+            owner: uuid::Uuid::new_v4(),
+        };
+        let routed = "<network><name>n</name><forward mode='route'/></network>";
+        same_kind(routed, &network, &Choice::Routed).expect("the same");
+        let error = same_kind(routed, &network, &Choice::Forge).expect_err("another");
+        assert_eq!(error.kind(), Kind::Conflict);
+        let kind = |text: &str| mode(&Document::parse(text).expect("XML"));
+        assert_eq!(kind("<network><forward/></network>"), "nat");
+        assert_eq!(kind("<network/>"), "isolated");
     }
 }

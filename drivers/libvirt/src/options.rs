@@ -9,21 +9,31 @@ use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Choice;
+use crate::uri::Uri;
+use crate::zones;
+
 /// What a user can choose about machines of this driver. Every field may be absent, so that flags,
 /// environment and file can be told from defaults.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[command(next_help_heading = "Driver libvirt")]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Make machines at this libvirt [default: qemu:///system]
+    /// Make machines at this libvirt: `qemu:///system`, `qemu:///session` or
+    /// `qemu+ssh://[USER@]HOST[:PORT]/system`; several, or `z1=URI` and `z2=URI`, are the zones of a cluster
+    /// [default: qemu:///system]
+    ///
+    /// SSH has to lead there without a question, and the host's key has to be known already. A session daemon
+    /// has no rights on networks: it needs `--libvirt-network bridge:NAME`.
     #[arg(
         id = "libvirt_uri",
         long = "libvirt-uri",
-        value_name = "URI",
+        value_name = "[ZONE=]URI",
+        value_delimiter = ',',
         env = "FORGE_LIBVIRT_URI",
         hide_env_values = true
     )]
-    pub uri: Option<String>,
+    pub uri: Vec<String>,
     /// Give each machine this much memory, in MiB [default: 1024]
     #[arg(
         id = "libvirt_memory",
@@ -69,7 +79,24 @@ pub struct Options {
         hide_env_values = true
     )]
     pub pool: Option<String>,
-    /// Use this range for the network that forge makes [default: 10.133.8.0/24]
+    /// Put machines on this network: `forge` (one that forge makes, with NAT), `routed` (one that forge makes,
+    /// without NAT, for other hosts and several libvirts), the name of a network of that libvirt such as `default`, or `bridge:NAME` [default: forge]
+    ///
+    /// The hosts of a routed network, and what else is to reach its machines, need a route to the range of each
+    /// zone through the host that the zone is on. A named network is started when it is stopped; where libvirt's
+    /// DHCP server is on it, each machine gets a lease of its own that never changes. On a bridge a server of
+    /// the bridge's network gives out the addresses, and forge learns them from leases, from the guest's agent,
+    /// or from the table of neighbours of the bridge's host, which knows those that have spoken to it.
+    #[arg(
+        id = "libvirt_network",
+        long = "libvirt-network",
+        value_name = "NETWORK",
+        env = "FORGE_LIBVIRT_NETWORK",
+        hide_env_values = true
+    )]
+    pub network: Option<String>,
+    /// Use this range for the network that forge makes; the second zone of several libvirts takes the range after
+    /// it, and so on [default: 10.133.8.0/24]
     #[arg(
         id = "libvirt_network_cidr",
         long = "libvirt-network-cidr",
@@ -118,7 +145,13 @@ pub enum AccelChoice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The daemon.
-    pub uri: String,
+    pub uri: Uri,
+    /// The daemon of each zone of a cluster, where there are several; a machine has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<Uri>,
+    /// Its network has to lead to those of other daemons.
+    #[serde(default)]
+    pub joined: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Processors.
@@ -129,6 +162,9 @@ pub struct Config {
     pub accel: AccelChoice,
     /// The storage pool.
     pub pool: String,
+    /// The network that machines are on.
+    #[serde(default)]
+    pub network: Choice,
     /// The range of forge's network.
     pub network_cidr: Ipv4Net,
     /// Machines start with their host.
@@ -140,12 +176,15 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            uri: "qemu:///system".into(),
+            uri: Uri::default(),
+            zones: Vec::new(),
+            joined: false,
             memory_mib: 1024,
             cpus: 1,
             disk_bytes: 20 << 30,
             accel: AccelChoice::Auto,
             pool: "default".into(),
+            network: Choice::default(),
             network_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 133, 8, 0), 24),
             autostart: false,
             virsh: "virsh".into(),
@@ -161,12 +200,13 @@ impl Config {
     /// [`Kind::Usage`] for values that make no sense, whatever the host.
     pub fn resolve(options: &Options, matches: Option<&ArgMatches>) -> Result<(Self, Origins)> {
         let origins = [
-            ("libvirt-uri", options.uri.is_some()),
+            ("libvirt-uri", !options.uri.is_empty()),
             ("libvirt-memory", options.memory.is_some()),
             ("libvirt-cpus", options.cpus.is_some()),
             ("libvirt-disk-size", options.disk_size.is_some()),
             ("libvirt-accel", options.accel.is_some()),
             ("libvirt-pool", options.pool.is_some()),
+            ("libvirt-network", options.network.is_some()),
             ("libvirt-network-cidr", options.network_cidr.is_some()),
             ("libvirt-autostart", options.autostart.is_some()),
             ("libvirt-virsh", options.virsh.is_some()),
@@ -175,8 +215,11 @@ impl Config {
         .map(|(flag, given)| (flag, Origin::of(matches, flag, given)))
         .collect();
         let default = Self::default();
+        let uris = zones::uris(&options.uri)?;
         let config = Self {
-            uri: options.uri.clone().unwrap_or(default.uri),
+            uri: uris.first().cloned().unwrap_or(default.uri),
+            joined: uris.len() > 1,
+            zones: if uris.len() > 1 { uris } else { Vec::new() },
             memory_mib: options.memory.unwrap_or(default.memory_mib),
             cpus: options.cpus.unwrap_or(default.cpus),
             disk_bytes: match &options.disk_size {
@@ -185,6 +228,10 @@ impl Config {
             },
             accel: options.accel.unwrap_or(default.accel),
             pool: options.pool.clone().unwrap_or(default.pool),
+            network: match &options.network {
+                Some(text) => text.parse()?,
+                None => default.network,
+            },
             network_cidr: options.network_cidr.unwrap_or(default.network_cidr),
             autostart: options.autostart.unwrap_or(default.autostart),
             virsh: options.virsh.clone().unwrap_or(default.virsh),
@@ -195,13 +242,7 @@ impl Config {
 
     fn sane(&self) -> Result<()> {
         let usage = |message: String| Err(Error::new(Kind::Usage, message));
-        if self.uri != "qemu:///system" {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("`--libvirt-uri {}` is not one that forge can use", self.uri),
-            )
-            .hint("it is `qemu:///system`, the libvirt of this host"));
-        }
+        zones::check(self)?;
         options::hardware("libvirt", self.memory_mib, self.cpus, self.disk_bytes)?;
         if self.pool.is_empty()
             || self.pool.starts_with('-')
@@ -213,6 +254,18 @@ impl Config {
             return usage("`--libvirt-virsh` is empty".into());
         }
         options::private_range("--libvirt-network-cidr", self.network_cidr)
+    }
+
+    /// The range between machines, where forge chooses their addresses.
+    #[must_use]
+    pub fn range(&self) -> Option<Ipv4Net> {
+        self.network.own().then_some(self.network_cidr)
+    }
+
+    /// What the machines of each zone are made with: one of them, whatever the zone, where there is one daemon.
+    #[must_use]
+    pub fn sites(&self) -> Vec<Self> {
+        zones::sites(self)
     }
 }
 
@@ -256,6 +309,8 @@ mod tests {
             "qemu",
             "--libvirt-pool",
             "fast",
+            "--libvirt-network",
+            "routed",
             "--libvirt-network-cidr",
             "10.9.0.0/24",
             "--libvirt-autostart",
@@ -266,12 +321,15 @@ mod tests {
         assert_eq!(
             config,
             Config {
-                uri: "qemu:///system".into(),
+                uri: Uri::default(),
+                zones: Vec::new(),
+                joined: false,
                 memory_mib: 2048,
                 cpus: 2,
                 disk_bytes: 40 << 30,
                 accel: AccelChoice::Qemu,
                 pool: "fast".into(),
+                network: Choice::Routed,
                 network_cidr: "10.9.0.0/24".parse().expect("a range"),
                 autostart: true,
                 virsh: "/opt/virsh".into(),
@@ -290,8 +348,8 @@ mod tests {
     fn nonsense_is_refused_with_its_name() {
         for words in [
             ["--libvirt-uri", "xen:///"],
-            ["--libvirt-uri", "qemu:///session"],
             ["--libvirt-uri", ""],
+            ["--libvirt-network", "a b"],
             ["--libvirt-memory", "5"],
             ["--libvirt-cpus", "0"],
             ["--libvirt-disk-size", "1M"],

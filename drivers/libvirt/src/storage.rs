@@ -1,17 +1,34 @@
-//! Volumes in a storage pool: the base image once, and for each machine an overlay and a seed.
+//! Volumes in a storage pool: for each machine an overlay of the base image, a seed and a console.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use forge_driver::{BaseImage, Context, Error, Kind, Result, Seed, atomic, hold, seed};
+use forge_driver::{Context, Error, Kind, Result, Seed, atomic, seed};
 
+use crate::uri::Uri;
 use crate::virsh::{Virsh, field};
 use crate::vm::Vm;
 
 /// The pool that forge makes when it is asked for and not there, where libvirt's own tools make it.
 const DEFAULT: &str = "default";
-const DEFAULT_TARGET: &str = "/var/lib/libvirt/images";
+const SYSTEM_TARGET: &str = "/var/lib/libvirt/images";
+
+/// The folder of the pool `default`, where forge may make it: for a user's own daemon in the user's folder
+/// (<https://libvirt.org/drvqemu.html#location-of-configuration-files>), which is known on this host only.
+fn default_target(uri: &Uri) -> Option<PathBuf> {
+    match (uri.session(), uri.over_ssh()) {
+        (false, _) => Some(PathBuf::from(SYSTEM_TARGET)),
+        (true, false) => {
+            let data = std::env::var_os("XDG_DATA_HOME")
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+                .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share")))?;
+            Some(data.join("libvirt/images"))
+        }
+        (true, true) => None,
+    }
+}
 
 /// One storage pool.
 pub(crate) struct Pool<'a> {
@@ -42,7 +59,7 @@ impl Pool<'_> {
         if names.contains(&self.name) {
             return self.look().await.map(Some);
         }
-        if self.name == DEFAULT {
+        if self.name == DEFAULT && default_target(self.virsh.uri()).is_some() {
             return Ok(None);
         }
         Err(Error::new(
@@ -53,7 +70,9 @@ impl Pool<'_> {
                 self.name
             ),
         )
-        .hint(if names.is_empty() {
+        .hint(if default_target(self.virsh.uri()).is_none() && names.is_empty() {
+            "make one there: `virsh pool-define-as default dir --target FOLDER`, `virsh pool-build default`".to_owned()
+        } else if names.is_empty() {
             "there is none yet; without `--libvirt-pool` forge makes the pool `default`".to_owned()
         } else {
             format!("there are `{}`", names.join("`, `"))
@@ -72,7 +91,9 @@ impl Pool<'_> {
         if let Some(seen) = there {
             return self.start(seen).await;
         }
-        let words = ["pool-define-as", DEFAULT, "dir", "--target", DEFAULT_TARGET];
+        let target = default_target(self.virsh.uri()).unwrap_or_default();
+        let target = target.to_string_lossy();
+        let words = ["pool-define-as", DEFAULT, "dir", "--target", &target];
         match self.virsh.call(&words).await {
             // Another command was faster.
             Err(error) if error.kind() != Kind::Exists => return Err(error),
@@ -91,7 +112,9 @@ impl Pool<'_> {
             return Ok(seen);
         }
         // Also when the command that defined it did not come so far. What is there stays.
-        let steps: &[&str] = if self.name == DEFAULT && seen.target == Path::new(DEFAULT_TARGET) {
+        let steps: &[&str] = if self.name == DEFAULT
+            && default_target(self.virsh.uri()).is_some_and(|target| target == seen.target)
+        {
             &["pool-build", "pool-autostart", "pool-start"]
         } else {
             &["pool-start"]
@@ -137,57 +160,9 @@ impl Pool<'_> {
             .collect())
     }
 
-    /// The base image as the volume `name`, uploaded when it is not there whole. `notes` is a folder in which
-    /// it is noted that it is.
-    ///
-    /// # Errors
-    /// What libvirt said; an upload that was cut off begins anew.
-    pub(crate) async fn base(&self, name: &str, image: &BaseImage, notes: &Path) -> Result<()> {
-        atomic::private_folder(notes)?;
-        let _work = hold::work(notes).await?;
-        let size = fs::metadata(&image.disk)
-            .or_fail(Kind::NotFound, || {
-                format!("failed to find the base image `{}`", image.disk.display())
-            })?
-            .len();
-        let whole = format!("{size}\n");
-        let note = notes.join(format!("{}.{name}", self.name));
-        let there = self.volumes().await?.iter().any(|volume| volume == name);
-        if there && fs::read_to_string(&note).is_ok_and(|text| text == whole) {
-            return Ok(());
-        }
-        atomic::gone(fs::remove_file(&note), &note)?;
-        if there {
-            self.delete(name).await?;
-        }
-        // As raw bytes; libvirt reads the format from the file itself afterwards.
-        self.create(name, size).await?;
-        let file = image.disk.to_string_lossy();
-        self.virsh
-            .transfer(&["vol-upload", name, &file, "--pool", self.name, "--sparse"])
-            .await
-            .map_err(|error| error.context("failed to bring the base image to libvirt"))?;
-        atomic::write(&note, whole.as_bytes(), 0o600)
-    }
-
-    /// Removes the base image `name`, when it is `unused`: asked while nobody else brings or drops one.
-    ///
-    /// # Errors
-    /// What libvirt said. Gone already: succeeds.
-    pub(crate) async fn drop_base(
-        &self,
-        name: &str,
-        notes: &Path,
-        unused: impl FnOnce() -> Result<bool>,
-    ) -> Result<()> {
-        atomic::private_folder(notes)?;
-        let _work = hold::work(notes).await?;
-        if !unused()? {
-            return Ok(());
-        }
-        let note = notes.join(format!("{}.{name}", self.name));
-        atomic::gone(fs::remove_file(&note), &note)?;
-        self.delete(name).await
+    /// Whether the pool has this volume.
+    pub(crate) async fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.volumes().await?.iter().any(|volume| volume == name))
     }
 
     /// The overlay of a machine, unless it is there.
@@ -244,7 +219,7 @@ impl Pool<'_> {
     }
 
     async fn write(&self, name: &str, bytes: &[u8], folder: &Path) -> Result<()> {
-        if !self.volumes().await?.iter().any(|volume| volume == name) {
+        if !self.has(name).await? {
             self.create(name, bytes.len() as u64).await?;
         }
         let copy = Copy::new(folder.join(".upload"), bytes)?;
@@ -261,7 +236,7 @@ impl Pool<'_> {
     /// # Errors
     /// What libvirt said.
     pub(crate) async fn console(&self, name: &str) -> Result<()> {
-        if self.volumes().await?.iter().any(|volume| volume == name) {
+        if self.has(name).await? {
             return Ok(());
         }
         self.create(name, 0).await
@@ -286,7 +261,7 @@ impl Pool<'_> {
     }
 
     /// A volume of so many bytes, taken as they are.
-    async fn create(&self, name: &str, bytes: u64) -> Result<()> {
+    pub(crate) async fn create(&self, name: &str, bytes: u64) -> Result<()> {
         let bytes = bytes.to_string();
         let words = [
             "vol-create-as",
@@ -303,7 +278,7 @@ impl Pool<'_> {
 
     /// What a file that a guest wrote holds; empty when there is none.
     pub(crate) async fn read(&self, name: &str, folder: &Path) -> Result<String> {
-        if !self.volumes().await?.iter().any(|volume| volume == name) {
+        if !self.has(name).await? {
             return Ok(String::new());
         }
         let copy = Copy::new(folder.join(".download"), b"")?;
@@ -334,7 +309,7 @@ impl Pool<'_> {
     /// # Errors
     /// What libvirt said.
     pub(crate) async fn delete(&self, name: &str) -> Result<()> {
-        if !self.volumes().await?.iter().any(|volume| volume == name) {
+        if !self.has(name).await? {
             return Ok(());
         }
         self.take(name).await
@@ -351,10 +326,15 @@ impl Pool<'_> {
 }
 
 /// A file that is gone when this is dropped.
-struct Copy(PathBuf);
+pub(crate) struct Copy(PathBuf);
 
 impl Copy {
-    fn new(path: PathBuf, bytes: &[u8]) -> Result<Self> {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn new(path: PathBuf, bytes: &[u8]) -> Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
         let failed = |error| atomic::full(error, &format!("failed to write `{}`", path.display()));
         fs::OpenOptions::new()

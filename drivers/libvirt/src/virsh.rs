@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use forge_driver::{Error, Kind, Result, process};
+use forge_driver::{DriverHome, Error, Kind, Result, process};
 use tokio::process::Command;
 
 use crate::options::Config;
+use crate::ssh;
+use crate::uri::Uri;
 
 /// How long one command may take. The first one after a daemon starts waits for it to look at its QEMU.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -21,19 +23,21 @@ const MARK: &str = "@forge@";
 #[derive(Clone, Debug)]
 pub(crate) struct Virsh {
     program: PathBuf,
-    uri: String,
+    uri: Uri,
+    home: DriverHome,
 }
 
 impl Virsh {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, home: &DriverHome) -> Self {
         Self {
             program: config.virsh.clone(),
             uri: config.uri.clone(),
+            home: home.clone(),
         }
     }
 
     /// Where the daemon is.
-    pub(crate) fn uri(&self) -> &str {
+    pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
 
@@ -60,6 +64,14 @@ impl Virsh {
     /// As [`Self::call`].
     pub(crate) async fn feed(&self, words: &[&str], document: &str) -> Result<String> {
         self.run(words, Some(document.as_bytes()), DEADLINE).await
+    }
+
+    /// A command that moves these bytes, which the words name as `/dev/stdin`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(crate) async fn send(&self, words: &[&str], bytes: &[u8]) -> Result<String> {
+        self.run(words, Some(bytes), TRANSFER).await
     }
 
     /// A command that moves a disk image.
@@ -109,13 +121,17 @@ impl Virsh {
         input: Option<&[u8]>,
         deadline: Duration,
     ) -> Result<String> {
+        let mut connect = self.uri.to_string();
+        if self.uri.over_ssh() {
+            let program = ssh::program(&self.home)?;
+            connect.push_str("?command=");
+            connect.push_str(&ssh::escaped(&program.to_string_lossy()));
+        }
         let mut command = Command::new(&self.program);
         command
-            .args(["--quiet", "--connect", &self.uri])
+            .args(["--quiet", "--connect", &connect])
             .args(words)
             .env("LC_ALL", "C")
-            // It would ask for a password at the terminal otherwise.
-            .env("SSH_ASKPASS_REQUIRE", "never")
             .env_remove("VIRSH_DEBUG")
             .env_remove("LIBVIRT_DEBUG");
         let output = process::run(command, input, deadline).await?;
@@ -129,7 +145,7 @@ impl Virsh {
 }
 
 /// The error behind what virsh said.
-fn understood(uri: &str, what: &str, said: &str) -> Error {
+fn understood(uri: &Uri, what: &str, said: &str) -> Error {
     let reasons: Vec<&str> = said
         .lines()
         .map(|line| line.trim().trim_start_matches("error: "))
@@ -143,8 +159,14 @@ fn understood(uri: &str, what: &str, said: &str) -> Error {
             format!("libvirt at `{uri}` cannot be reached"),
         )
         .because(reasons.get(1..).unwrap_or_default().join(": "));
-        return if has("Host key verification failed") {
-            error.hint("connect once with `ssh` and compare the key that is shown: forge trusts no host key by itself")
+        return if let Some(words) = uri.ssh_words().filter(|_| !has("libvirt-sock")) {
+            error.hint(if has("Host key verification failed") {
+                format!("connect once with `ssh {words}` and compare the key that it shows with that of the host: forge trusts no host key by itself")
+            } else if has("Permission denied") {
+                format!("`ssh -o BatchMode=yes {words} true` has to succeed: give your agent the key, or that host your public key")
+            } else {
+                format!("`ssh -o BatchMode=yes {words} virsh -c qemu:///system list` has to succeed")
+            })
         } else if has("Permission denied") || has("authentication") {
             error.hint("your user needs the right to use libvirt: add it to the group `libvirt` and log in again")
         } else if has("No such file") || has("Connection refused") {
@@ -193,7 +215,7 @@ mod tests {
     #[test]
     fn what_libvirt_said_reaches_the_user_with_a_way_out() {
         let error = understood(
-            "qemu:///system",
+            &Uri::default(),
             "list",
             "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory\n",
         );
@@ -213,16 +235,31 @@ mod tests {
                 .deepest_hint()
                 .is_some_and(|hint| hint.contains("started"))
         );
-        let error = understood(
-            "qemu+ssh://h/system",
-            "list",
-            "error: failed to connect to the hypervisor\nerror: Cannot recv data: Host key verification failed.: Connection reset by peer",
-        );
-        assert!(
-            error
-                .deepest_hint()
-                .is_some_and(|hint| hint.contains("no host key by itself"))
-        );
+        let far: Uri = "qemu+ssh://me@h:22/system".parse().expect("a daemon");
+        for (why, hint) in [
+            (
+                "Cannot recv data: Host key verification failed.: Connection reset by peer",
+                "no host key by itself",
+            ),
+            (
+                "Cannot recv data: me@h: Permission denied (publickey).: Connection reset by peer",
+                "`ssh -o BatchMode=yes -p 22 me@h true`",
+            ),
+            (
+                "Cannot recv data: ssh: connect to host h port 22: Connection refused: Connection reset by peer",
+                "has to succeed",
+            ),
+            (
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied",
+                "the group `libvirt`",
+            ),
+        ] {
+            let said = format!("error: failed to connect to the hypervisor\nerror: {why}");
+            let error = understood(&far, "list", &said);
+            assert_eq!(error.kind(), Kind::Unavailable);
+            let said = error.deepest_hint().expect("a hint");
+            assert!(said.contains(hint), "{why}: {said}");
+        }
     }
 
     #[test]
@@ -249,7 +286,11 @@ mod tests {
                 Kind::Failed,
             ),
         ] {
-            assert_eq!(understood("u", "x", said).kind(), kind, "{said}");
+            assert_eq!(
+                understood(&Uri::default(), "x", said).kind(),
+                kind,
+                "{said}"
+            );
         }
     }
 

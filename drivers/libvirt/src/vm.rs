@@ -1,11 +1,11 @@
 //! `domain.json`: what was decided for a machine before the daemon was asked for anything.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use forge_driver::folder::Record;
-use forge_driver::{Artefact, Claim, Endpoints, Error, Instance, Kind, Nic, Result, Spec};
+use forge_driver::{Artefact, Claim, Endpoints, Error, Instance, Kind, Mac, Nic, Result, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::options::Config;
@@ -29,8 +29,13 @@ pub(crate) struct Vm {
     pub(crate) config: Config,
     /// How it runs: `kvm` or `qemu`.
     pub(crate) virt: String,
-    /// Its place on the network.
-    pub(crate) nic: Nic,
+    /// The hardware address of its interface.
+    pub(crate) mac: Mac,
+    /// Its place on the network that forge makes.
+    pub(crate) nic: Option<Nic>,
+    /// Its address on another network, where libvirt's own server gives it out: fixed for this machine.
+    #[serde(default)]
+    pub(crate) address: Option<Ipv4Addr>,
     /// The volume that its disk is an overlay of.
     pub(crate) base: String,
     /// Its seed has been written: no later call writes it again.
@@ -58,21 +63,24 @@ impl Vm {
     /// The machine that `spec` wishes, on `base`.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] when it has no place on a network.
+    /// [`Kind::Invalid`] when it has no place on a network, and its network is one that needs it.
     pub(crate) fn new(spec: &Spec, config: &Config, virt: String, base: String) -> Result<Self> {
-        let nic = spec.nic.clone().ok_or_else(|| {
-            Error::new(
+        let nic = spec.nic.clone().filter(|_| config.network.own());
+        if config.network.own() && nic.is_none() {
+            return Err(Error::new(
                 Kind::Invalid,
                 format!("machine `{}` has no place on a network", spec.name),
-            )
-        })?;
+            ));
+        }
         Ok(Self {
             format: FORMAT,
             claim: spec.claim,
             name: spec.name.clone(),
             config: config.clone(),
             virt,
+            mac: nic.as_ref().map_or(spec.outer_mac, |nic| nic.mac),
             nic,
+            address: None,
             base,
             seeded: false,
             leaving: false,
@@ -95,9 +103,15 @@ impl Vm {
         format!("forge-{}.log", self.claim)
     }
 
-    /// What the caller of the driver gets to see.
-    pub(crate) fn instance(&self) -> Instance {
-        let address = IpAddr::V4(self.nic.address);
+    /// Its address, where it is known before the machine has it.
+    pub(crate) fn fixed_address(&self) -> Option<Ipv4Addr> {
+        self.nic.as_ref().map(|nic| nic.address).or(self.address)
+    }
+
+    /// What the caller of the driver gets to see. `seen` is an address that the machine was seen with.
+    pub(crate) fn instance(&self, seen: Option<Ipv4Addr>) -> Instance {
+        let known = self.fixed_address().or(seen).map(IpAddr::V4);
+        let address = known.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let artefact = |kind: &str, id: String| Artefact {
             kind: kind.into(),
             id,
@@ -107,7 +121,7 @@ impl Vm {
             endpoints: Endpoints {
                 ssh: SocketAddr::new(address, SSH),
                 engine: SocketAddr::new(address, ENGINE),
-                cluster: Some(address),
+                cluster: known,
                 data: None,
                 public: None,
             },
@@ -123,7 +137,7 @@ impl Vm {
                     format!("{} MiB", self.config.memory_mib),
                 ),
                 ("cpus".to_owned(), self.config.cpus.to_string()),
-                ("mac".to_owned(), self.nic.mac.to_string()),
+                ("mac".to_owned(), self.mac.to_string()),
             ]),
         }
     }

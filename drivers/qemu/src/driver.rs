@@ -207,6 +207,7 @@ impl Inner {
             state,
             network,
             instance,
+            trouble: None,
         })
     }
 

@@ -16,6 +16,7 @@ forge_driver::conforms!(
     Store::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
+    five_at_once_have_five_addresses,
     destroying_twice_succeeds,
     power_goes_on_and_off,
     observations_come_in_the_order_asked,

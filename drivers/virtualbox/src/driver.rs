@@ -323,38 +323,43 @@ impl Driver for VirtualBoxDriver {
                     }
                     let id = claim.to_string();
                     let there = listed.iter().flatten().any(|machine| machine.id == id);
-                    (folder, Some((vm, manage)).filter(|_| there), State::Absent)
+                    (folder, Some((vm, manage)).filter(|_| there), None)
                 }
-                Err(error) if error.kind() != Kind::Refused => (folder, None, State::Error),
-                _ => (folder, None, State::Absent),
+                Err(error) if error.kind() != Kind::Refused => (folder, None, Some(error.line())),
+                _ => (folder, None, None),
             });
         }
         let mut observations = Vec::with_capacity(claims.len());
         for some in answers.chunks(FAN_OUT) {
-            let seen = some.iter().map(|(folder, there, otherwise)| async move {
-                let Some((vm, manage)) = there else {
-                    return Ok((folder.claim(), *otherwise, None));
-                };
-                let state = match info::show(manage, vm.claim).await {
-                    Ok(info) => match machine::judged(info, folder.path()) {
-                        Found::Ours(info) => info.state,
-                        _ => State::Absent,
+            let seen = some.iter().map(|(folder, there, unread)| async move {
+                let mut trouble = unread.clone();
+                let state = match there {
+                    Some((vm, manage)) => match info::show(manage, vm.claim).await {
+                        Ok(info) => match machine::judged(info, folder.path()) {
+                            Found::Ours(info) => info.state,
+                            _ => State::Absent,
+                        },
+                        // It is listed, and its settings cannot be read.
+                        Err(error) if error.kind() == Kind::Refused => {
+                            trouble = Some(error.line());
+                            State::Error
+                        }
+                        Err(error) => return Err(error),
                     },
-                    // It is listed, and its settings cannot be read.
-                    Err(error) if error.kind() == Kind::Refused => State::Error,
-                    Err(error) => return Err(error),
+                    None if trouble.is_some() => State::Error,
+                    None => State::Absent,
                 };
-                let instance = (state != State::Absent).then(|| vm.instance());
-                Ok((vm.claim, state, instance))
-            });
-            for done in join_all(seen).await {
-                let (claim, state, instance) = done?;
-                observations.push(Observation {
-                    claim,
+                let known = there.as_ref().filter(|_| state != State::Absent);
+                Ok(Observation {
+                    claim: folder.claim(),
                     state,
                     network: None,
-                    instance,
-                });
+                    instance: known.map(|(vm, _)| vm.instance()),
+                    trouble,
+                })
+            });
+            for done in join_all(seen).await {
+                observations.push(done?);
             }
         }
         Ok(observations)

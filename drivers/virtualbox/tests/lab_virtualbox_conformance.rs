@@ -169,6 +169,7 @@ forge_driver::conforms!(
     Store::new();
     a_claim_is_found_by_another_instance,
     creating_twice_makes_one,
+    five_at_once_have_five_addresses,
     destroying_twice_succeeds,
     power_goes_on_and_off,
     observations_come_in_the_order_asked,
@@ -200,18 +201,13 @@ fn known(store: &Store) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_at_once_have_five_addresses_and_leave_nothing() {
+async fn each_has_a_lease_and_the_last_takes_all_along() {
     let store = Store::new();
     let driver = store.driver();
-    let specs: Vec<Spec> = (0..5).map(|_| store.spec()).collect();
-    let made = futures_util::future::join_all(specs.iter().map(|spec| driver.create(spec))).await;
-    let mut addresses: Vec<_> = made
-        .into_iter()
-        .map(|instance| instance.expect("made").endpoints.cluster)
-        .collect();
-    addresses.sort();
-    addresses.dedup();
-    assert_eq!(addresses.len(), 5);
+    let specs: Vec<Spec> = (0..3).map(|_| store.spec()).collect();
+    for made in futures_util::future::join_all(specs.iter().map(|spec| driver.create(spec))).await {
+        made.expect("made");
+    }
     // Each has a fixed lease of its own, and the base is there once.
     let leases = said(&["list", "dhcpservers"]);
     for spec in &specs {

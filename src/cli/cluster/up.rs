@@ -5,10 +5,10 @@ use forge::cluster::plan::Plan;
 use forge::cluster::record::ClusterRecord;
 use forge::cluster::spec::ClusterSpec;
 use forge::cluster::up::{self, Formed, Request};
+use forge::cluster::zones::Zone;
 use forge::event::Events;
-use forge::machine::create;
 use forge::registry;
-use forge_driver::Result;
+use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
 use serde_json::json;
 
@@ -32,7 +32,7 @@ pub struct Up {
     /// So many workers [default: 0]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
-    /// Spread the machines over so many zones [default: 1]
+    /// Spread the machines over so many zones [default: as many as hosts are named, else 1]
     #[arg(long, value_name = "N")]
     zones: Option<u32>,
     /// Keep tasks off managers; needs workers
@@ -61,6 +61,17 @@ impl Up {
             Some(store) => ClusterRecord::find(store, &name)?,
             None => None,
         };
+        let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
+        let (config, origins) = match &record {
+            Some(record) if unsaid => {
+                if !self.choice.names_a_driver() {
+                    chosen.driver = registry::find(&record.driver)?;
+                }
+                (record.config.clone(), record.origins.clone())
+            }
+            _ => chosen.resolved.clone(),
+        };
+        let sites = (chosen.driver.sites)(&config)?;
         let earlier = record.as_ref().map(|record| &record.spec);
         let spec = ClusterSpec {
             name,
@@ -72,22 +83,17 @@ impl Up {
                 .workers
                 .or(earlier.map(|spec| spec.workers))
                 .unwrap_or(0),
-            zones: self.zones.or(earlier.map(|spec| spec.zones)).unwrap_or(1),
+            zones: zones(self.zones, &sites)?
+                .or(earlier.map(|spec| spec.zones))
+                .unwrap_or(1),
             drain_managers: self.drain_managers || earlier.is_some_and(|spec| spec.drain_managers),
             address_pool: self
                 .address_pool
                 .or(earlier.and_then(|spec| spec.address_pool)),
         };
-        spec.check()?;
-        let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
-        let (config, origins) = match &record {
-            Some(record) if unsaid => {
-                if !self.choice.names_a_driver() {
-                    chosen.driver = registry::find(&record.driver)?;
-                }
-                (record.config.clone(), record.origins.clone())
-            }
-            _ => chosen.resolved.clone(),
+        let fresh: Vec<Zone> = match record {
+            None => spec.check()?.nodes.iter().map(|place| place.zone).collect(),
+            Some(_) => spec.check().map(|_| Vec::new())?,
         };
         if record.is_none() {
             chosen.tell(session);
@@ -96,6 +102,7 @@ impl Up {
             spec,
             driver: chosen.driver.id,
             network: (chosen.driver.network)(&config)?,
+            sites,
             config,
             origins,
             image: record
@@ -123,17 +130,7 @@ impl Up {
         let done = async {
             if request.image.is_empty() || chosen.image.is_some() {
                 // Before minutes go into an image.
-                let machines = match record {
-                    None => usize::try_from(request.spec.managers + request.spec.workers),
-                    Some(_) => Ok(0),
-                };
-                create::check_host(
-                    &forge,
-                    request.driver,
-                    &request.config,
-                    machines.unwrap_or(usize::MAX),
-                )
-                .await?;
+                up::check_hosts(&forge, &request, &fresh).await?;
                 request.image = image::for_machines(&forge, chosen.image.as_deref()).await?;
             }
             up::up(&forge, &request, &told).await
@@ -142,6 +139,20 @@ impl Up {
         drawing.finish(forge).await;
         finish(session, &request, done?);
         Ok(Outcome::Done)
+    }
+}
+
+/// The number of zones: as wished, or that of the hosts that the driver was given for them.
+fn zones(wished: Option<u32>, sites: &[registry::Site]) -> Result<Option<u32>> {
+    let hosts = u32::try_from(sites.len()).unwrap_or(u32::MAX);
+    match wished {
+        _ if hosts < 2 => Ok(wished),
+        Some(wished) if wished != hosts => Err(Error::new(
+            Kind::Usage,
+            format!("{wished} zones are wished, and {hosts} hosts are named for them"),
+        )
+        .hint("each host is a zone: leave out `--zones`, or name as many")),
+        _ => Ok(Some(hosts)),
     }
 }
 

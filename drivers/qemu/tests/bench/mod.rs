@@ -4,12 +4,16 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use forge_driver::conformance::Bench;
 use forge_driver::{BaseImage, Claim, Driver, DriverHome, Forward, Mac, Network, Nic, Seed, Spec};
 use forge_qemu::{AccelChoice, Config, QemuDriver};
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
+
+/// The last byte of the address that is given next.
+static GIVEN: AtomicU8 = AtomicU8::new(11);
 
 /// One store. Whatever still runs in it is ended when it goes.
 pub struct Store {
@@ -158,7 +162,7 @@ impl Bench for Store {
             },
             nic: Some(Nic {
                 network: self.network.clone(),
-                address: Ipv4Addr::new(10, 133, 7, 11),
+                address: Ipv4Addr::new(10, 133, 7, GIVEN.fetch_add(1, Ordering::SeqCst)),
                 mac: Mac::of(claim, 1),
             }),
             outer_mac: Mac::of(claim, 0),
