@@ -140,6 +140,18 @@ fn words_that_make_no_sense_end_with_2_and_touch_nothing() {
             "cluster up --managers 3 --zones 5",
             "error: 5 zones are more than the 3 machines: some would stand empty\nhint: ask for `--zones 3` or fewer, or for more machines\n",
         ),
+        (
+            "cluster up --driver libvirt --zones 3 --libvirt-uri z1=qemu:///system --libvirt-uri z2=qemu+ssh://h/system --libvirt-network routed",
+            "error: 3 zones are wished, and 2 hosts are named for them\nhint: each host is a zone: leave out `--zones`, or name as many\n",
+        ),
+        (
+            "cluster up --driver libvirt --libvirt-uri qemu:///system --libvirt-uri qemu+ssh://h/system --dry-run",
+            "error: machines of several libvirts cannot reach each other through the NAT of each\ncaused by: a connection from one network of the kind `forge` into another has no way in\nhint: `--libvirt-network routed` gives each zone a range of its own, which the hosts need routes for; `--libvirt-network bridge:NAME` uses a bridge of the hosts that joins them\n",
+        ),
+        (
+            "create --driver libvirt --libvirt-uri qemu:///system,qemu+ssh://h/system --libvirt-network routed",
+            "error: 2 hosts are named, and a machine is made at one\nhint: several hosts are the zones of a cluster: `forge cluster up`\n",
+        ),
     ] {
         lab.forge(words).says(2, "", stderr);
     }
@@ -572,4 +584,25 @@ steps:
     );
     assert!(!lab.home.exists(), "no store was made");
     assert!(lab.provider.calls().is_empty(), "no provider was asked");
+}
+
+#[test]
+fn a_plan_shows_which_zone_is_which_host() {
+    let lab = Lab::bare();
+    let words = "cluster up --driver libvirt --managers 3 --address-pool 192.168.240.0/20 --dry-run \
+        --libvirt-uri z2=qemu+ssh://me@host2:22/system --libvirt-uri z1=qemu:///system --libvirt-network routed";
+    let plan = lab.forge(words).run().code(2).stdout;
+    let table = "
+  zone                                   managers               workers  when it is lost
+  z1 at `qemu:///system`                 default-m1 default-m3  -        stops: 1 of 3 managers left, 2 needed
+  z2 at `qemu+ssh://me@host2:22/system`  default-m2             -        goes on: 2 of 3 managers left
+";
+    assert!(plan.contains(table), "{plan}");
+    assert!(!plan.contains("only labels"), "{plan}");
+    let json = lab.forge(&format!("{words} --json")).run().code(2).json();
+    assert_eq!(
+        json["plan"]["zones"][1]["at"],
+        "qemu+ssh://me@host2:22/system"
+    );
+    assert!(!lab.home.exists(), "no store was made");
 }

@@ -24,7 +24,7 @@ fn lab_virtualbox_swarm() {
     if std::env::var_os("FORGE_VIRTUALBOX_INSIDE").is_some() {
         return inside();
     }
-    forge_lab::run_inside(FORGE, WRAPPER, "lab_virtualbox_swarm", DEADLINE);
+    forge_lab::run_inside(FORGE, &[WRAPPER], "lab_virtualbox_swarm", DEADLINE);
 }
 
 fn manage(words: &[&str]) -> String {

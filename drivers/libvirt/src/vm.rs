@@ -40,7 +40,7 @@ pub(crate) struct Vm {
     pub(crate) base: String,
     /// Its seed has been written: no later call writes it again.
     pub(crate) seeded: bool,
-    /// Its disk is gone, for good: it does not need its base any more.
+    /// It is being removed, for good: it needs neither its base nor its network any more.
     #[serde(default)]
     pub(crate) leaving: bool,
     /// The folder of its pool, on the host of the daemon.

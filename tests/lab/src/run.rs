@@ -11,15 +11,18 @@ use serde_json::Value;
 
 /// Runs the test `name` of this program once more, inside name spaces that `wrapper` makes, and shows what it prints.
 #[track_caller]
-pub fn run_inside(program: &str, wrapper: &str, name: &str, deadline: Duration) {
+pub fn run_inside(program: &str, wrapper: &[&str], name: &str, deadline: Duration) {
     // Outside, where the packages of an image can be reached.
     drop(crate::Store::new(program));
     let here = std::env::current_exe().expect("this program");
-    let mut command = Command::new(wrapper);
-    command.arg(here).args(["--exact", name, "--nocapture"]);
+    let mut command = Command::new(wrapper[0]);
+    command
+        .args(&wrapper[1..])
+        .arg(here)
+        .args(["--exact", name, "--nocapture"]);
     let ran = run(&mut command, b"", deadline);
     // Set in, so that nobody takes its result for one more.
-    for line in ran.text().lines() {
+    for line in ran.text().lines().chain(ran.err.lines()) {
         println!("  {line}");
     }
     assert_eq!(ran.code, 0, "{ran}");
