@@ -276,14 +276,7 @@ fn over_two_hosts(steps: &mut Steps, store: &Store) {
 
     steps.step("a swarm of three managers over two hosts");
     let first = store.json(&up("routed"));
-    let nodes = first["nodes"].as_array().expect("nodes");
-    assert_eq!(nodes.len(), 3, "{first}");
-    assert!(
-        nodes.iter().all(|node| node["health"] == "ready"),
-        "{first}"
-    );
-    let leaders = nodes.iter().filter(|node| node["manager"] == "leader");
-    assert_eq!(leaders.count(), 1, "{first}");
+    forge_lab::three_with_a_leader(&first);
     for (name, uri, range) in [
         (MACHINES[0], HERE, "10.133.8."),
         (MACHINES[1], THERE, "10.133.9."),

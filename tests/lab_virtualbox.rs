@@ -117,14 +117,7 @@ fn inside() {
     let there = manage(&["list", "vms"]);
     let made = there.lines().filter(|line| line.contains("\"default-m"));
     assert_eq!(made.count(), 3, "{there}");
-    let nodes = first["nodes"].as_array().expect("nodes");
-    assert_eq!(nodes.len(), 3, "{first}");
-    assert!(
-        nodes.iter().all(|node| node["health"] == "ready"),
-        "{first}"
-    );
-    let leaders = nodes.iter().filter(|node| node["manager"] == "leader");
-    assert_eq!(leaders.count(), 1, "{first}");
+    forge_lab::three_with_a_leader(&first);
     let names = ["default-m1", "default-m2", "default-m3"];
     let place = |name: &str| store.machine(name)["placement"]["nic"]["address"].clone();
     let places = names.map(place);

@@ -60,3 +60,16 @@ pub fn text(value: &serde_json::Value) -> String {
         .unwrap_or_else(|| panic!("no text: {value}"))
         .to_owned()
 }
+
+/// Asserts that a summary of `cluster up` tells of three nodes that are ready, one of them the leader.
+#[track_caller]
+pub fn three_with_a_leader(summary: &serde_json::Value) {
+    let nodes = summary["nodes"].as_array().expect("nodes");
+    assert_eq!(nodes.len(), 3, "{summary}");
+    assert!(
+        nodes.iter().all(|node| node["health"] == "ready"),
+        "{summary}"
+    );
+    let leaders = nodes.iter().filter(|node| node["manager"] == "leader");
+    assert_eq!(leaders.count(), 1, "{summary}");
+}
