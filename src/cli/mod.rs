@@ -168,7 +168,15 @@ fn command(words: &[std::ffi::OsString]) -> Command {
     let entry = named
         .as_deref()
         .and_then(|id| registry::find(id).ok())
-        .unwrap_or_else(|| registry::pick(words).entry);
+        .unwrap_or_else(|| {
+            // The host is looked at for the commands alone that have a driver's options.
+            let asks = words.iter().any(|word| word == "create" || word == "up");
+            if asks {
+                registry::pick(words).entry
+            } else {
+                &registry::all()[0]
+            }
+        });
     let show = named.is_some();
     let with_options = |command: Command| {
         let before: Vec<String> = command

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use forge_driver::{Claim, Error, Forward, Result, State};
+use forge_driver::{Claim, Forward, Result, State};
 
 use crate::manage::{Manage, garbled};
 
@@ -210,11 +210,6 @@ pub(crate) fn value<'a>(block: &'a [(String, String)], key: &str) -> Option<&'a 
         .iter()
         .find(|(name, _)| name == key)
         .map(|(_, value)| value.as_str())
-}
-
-/// An answer of `list` that lacks what it must have.
-pub(crate) fn garbled_list(what: &str, text: &str) -> Error {
-    garbled(&["list", what], text)
 }
 
 #[cfg(test)]

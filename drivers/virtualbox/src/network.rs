@@ -9,9 +9,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::info::{blocks, garbled_list, value};
+use crate::info::{blocks, value};
 use crate::lan::{Dhcp, Lan, is_own_name};
-use crate::manage::Manage;
+use crate::manage::{Manage, garbled};
 
 /// The format of the notes that is written.
 const FORMAT: u32 = 1;
@@ -143,9 +143,7 @@ impl Networks {
             Some(there) if note.dhcp.as_ref() == Some(&name) || there.unused() => {
                 note.dhcp = Some(name.clone());
                 self.write(network.id, &note)?;
-                manage
-                    .call(&server_words("modify", &name, &wanted).each())
-                    .await?;
+                serve(manage, "modify", &name, &wanted).await?;
             }
             // On a host-only network another range of leases does no harm: forge's are fixed.
             Some(there)
@@ -156,9 +154,7 @@ impl Networks {
             None => {
                 note.dhcp = Some(name.clone());
                 self.write(network.id, &note)?;
-                manage
-                    .call(&server_words("add", &name, &wanted).each())
-                    .await?;
+                serve(manage, "add", &name, &wanted).await?;
             }
         }
         Ok(())
@@ -385,7 +381,7 @@ async fn servers(manage: &Manage) -> Result<Vec<Server>> {
         .collect();
     match found {
         Some(found) if !found.is_empty() || text.trim().is_empty() => Ok(found),
-        _ => Err(garbled_list("dhcpservers", &text)),
+        _ => Err(garbled(&["list", "dhcpservers"], &text)),
     }
 }
 
@@ -417,29 +413,14 @@ fn server(block: &[(String, String)]) -> Option<Server> {
     })
 }
 
-/// The words that make or change a server.
-struct Words(Vec<String>);
-
-impl Words {
-    fn each(&self) -> Vec<&str> {
-        self.0.iter().map(String::as_str).collect()
-    }
-}
-
-fn server_words(verb: &str, name: &str, dhcp: &Dhcp) -> Words {
-    let mut words: Vec<String> = ["dhcpserver", verb, "--network", name]
-        .map(str::to_owned)
-        .into();
-    for (flag, address) in [
-        ("--server-ip", dhcp.server),
-        ("--netmask", dhcp.mask),
-        ("--lower-ip", dhcp.lower),
-        ("--upper-ip", dhcp.upper),
-    ] {
-        words.extend([flag.to_owned(), address.to_string()]);
-    }
-    words.push("--enable".into());
-    Words(words)
+/// Makes (`add`) or changes (`modify`) a server.
+async fn serve(manage: &Manage, verb: &str, name: &str, dhcp: &Dhcp) -> Result<()> {
+    let [server, mask, lower, upper] =
+        [dhcp.server, dhcp.mask, dhcp.lower, dhcp.upper].map(|address| address.to_string());
+    let mut words = vec!["dhcpserver", verb, "--network", name];
+    words.extend(["--server-ip", &server, "--netmask", &mask]);
+    words.extend(["--lower-ip", &lower, "--upper-ip", &upper, "--enable"]);
+    manage.call(&words).await.map(drop)
 }
 
 fn differs(there: &Server, wanted: &Dhcp) -> Error {
@@ -498,7 +479,7 @@ async fn interfaces(manage: &Manage) -> Result<Vec<Interface>> {
     let text = manage.call(&["list", "hostonlyifs"]).await?;
     let blocks = blocks(&text, "Name");
     if blocks.is_empty() && !text.trim().is_empty() {
-        return Err(garbled_list("hostonlyifs", &text));
+        return Err(garbled(&["list", "hostonlyifs"], &text));
     }
     Ok(blocks
         .iter()
