@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use forge_driver::{Error, Forward, Kind, Result};
+use forge_driver::{ENGINE_PORT, Error, Forward, Kind, Result, SSH_PORT};
 
 use super::{Forge, Record, record};
-use crate::store::addresses::{self, ENGINE_PORT, Placement, SSH_PORT, Taken};
+use crate::store::addresses::{self, Placement, Taken};
 use crate::store::lock::{Guarded, acquire};
 
 /// Refuses words that no machine can publish, before anything is touched.

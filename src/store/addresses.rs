@@ -10,17 +10,12 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use forge_driver::{Claim, Error, Forward, Kind, Mac, Network, Nic, Result};
+use forge_driver::{Claim, ENGINE_PORT, Error, Forward, Kind, Mac, Network, Nic, Result, SSH_PORT};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Store, read_json, write_json};
-
-/// The ports inside every machine that forge itself needs from the host.
-pub const SSH_PORT: u16 = 22;
-/// The engine's TLS port.
-pub const ENGINE_PORT: u16 = 2376;
 
 /// All machines' loopback addresses lie here: a part of 127.0.0.0/8 that nothing else is known to use.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 133, 0, 0), 16);

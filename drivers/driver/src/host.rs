@@ -35,8 +35,13 @@ pub fn free_space(folder: &Path) -> std::io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// The machines fit into the host's memory, each with so many MiB; `host` is what [`memory`] says, and `prefix` that of the
-/// driver's options.
+/// This host's memory in MiB in all; `None` where it cannot be told.
+pub fn total_memory() -> Option<u64> {
+    memory().map(|(total, _)| total)
+}
+
+/// The machines fit into the memory of the `host`, each with so many MiB of the `total`. What is free now says little: a
+/// host's caches give way. `prefix` is that of the driver's options.
 ///
 /// # Errors
 /// [`Kind::Precheck`] with both numbers.
@@ -44,9 +49,10 @@ pub fn memory_for(
     prefix: &str,
     each_mib: u32,
     machines: usize,
-    host: Option<(u64, u64)>,
+    host: &str,
+    total: Option<u64>,
 ) -> Result<()> {
-    let Some((total, _)) = host else {
+    let Some(total) = total else {
         return Ok(());
     };
     let wanted = u64::from(each_mib).saturating_mul(machines as u64);
@@ -55,7 +61,7 @@ pub fn memory_for(
     }
     Err(Error::new(
         Kind::Precheck,
-        format!("{machines} machines of {each_mib} MiB need {wanted} MiB of memory, and this host has {total} MiB in all"),
+        format!("{machines} machines of {each_mib} MiB need {wanted} MiB of memory, and {host} has {total} MiB in all"),
     )
     .hint(format!("give them less with `--{prefix}-memory`, or make fewer")))
 }
@@ -92,18 +98,27 @@ fn room(folder: &Path, machines: usize, free: u64) -> Result<()> {
     .hint("free some space, or set FORGE_HOME to a folder on another disk"))
 }
 
+/// The base image is there.
+///
+/// # Errors
+/// [`Kind::Precheck`] when not.
+pub fn image_is_there(image: &BaseImage) -> Result<()> {
+    if image.disk.is_file() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precheck,
+        format!("the base image `{}` is missing", image.disk.display()),
+    )
+    .hint("run `forge image ls` to see what there is, `forge image build` to make one"))
+}
+
 /// The base image is there, and a disk of `bytes` has room for it; `flag` is the option that sizes disks.
 ///
 /// # Errors
 /// [`Kind::Precheck`] when not.
 pub fn holds_image(flag: &str, bytes: u64, image: &BaseImage) -> Result<()> {
-    if !image.disk.is_file() {
-        return Err(Error::new(
-            Kind::Precheck,
-            format!("the base image `{}` is missing", image.disk.display()),
-        )
-        .hint("run `forge image ls` to see what there is, `forge image build` to make one"));
-    }
+    image_is_there(image)?;
     if bytes >= image.size {
         return Ok(());
     }
@@ -158,15 +173,15 @@ mod tests {
 
     #[test]
     fn more_memory_than_there_is_is_refused() {
-        memory_for("qemu", 4096, 2, Some((8192, 100))).expect("fits");
-        let error = memory_for("qemu", 4096, 3, Some((8192, 100))).expect_err("too much");
+        memory_for("qemu", 4096, 2, "this host", Some(8192)).expect("fits");
+        let error = memory_for("qemu", 4096, 3, "this host", Some(8192)).expect_err("too much");
         assert!(error.message().contains("12288 MiB"), "{}", error.message());
         assert!(
             error
                 .deepest_hint()
                 .is_some_and(|hint| hint.contains("`--qemu-memory`"))
         );
-        memory_for("qemu", 4096, 3, None).expect("nobody knows");
+        memory_for("qemu", 4096, 3, "this host", None).expect("nobody knows");
     }
 
     #[test]

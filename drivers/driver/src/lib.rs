@@ -31,4 +31,6 @@ pub use driver::{Driver, DriverHome, Wants};
 pub use error::{Context, Error, Kind, Result};
 pub use finding::Finding;
 pub use instance::{Artefact, Endpoints, Instance, Observation, Power, State};
-pub use spec::{BaseImage, Forward, KernelFiles, Mac, Network, Nic, Seed, Spec};
+pub use spec::{
+    BaseImage, ENGINE_PORT, Forward, KernelFiles, Mac, Network, Nic, SSH_PORT, Seed, Spec,
+};

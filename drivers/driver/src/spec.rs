@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::claim::Claim;
+use crate::error::{Error, Kind, Result};
 
 /// One machine, wished. CPU, memory and disk are the driver's own configuration.
 #[derive(Clone, Debug)]
@@ -64,6 +65,25 @@ pub struct Seed {
     pub network_config: String,
 }
 
+impl BaseImage {
+    /// Its id: the name of its folder in the store.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when it lies in none.
+    pub fn id(&self) -> Result<String> {
+        self.disk
+            .parent()
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned())
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Invalid,
+                    format!("`{}` is in no folder of an image", self.disk.display()),
+                )
+            })
+    }
+}
+
 impl fmt::Debug for Seed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Seed(…)")
@@ -91,6 +111,12 @@ pub struct Nic {
     /// The hardware address of that interface.
     pub mac: Mac,
 }
+
+/// SSH's port inside every machine.
+pub const SSH_PORT: u16 = 22;
+
+/// The port of the engine's TLS inside every machine.
+pub const ENGINE_PORT: u16 = 2376;
 
 /// A TCP port of the guest, reachable at an address of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

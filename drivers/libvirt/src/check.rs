@@ -1,5 +1,6 @@
 //! What can be known before anything is touched.
 
+use forge_driver::host::{self, DISK_NEED};
 use forge_driver::{Error, Kind, Result, Spec, process};
 use roxmltree::Document;
 
@@ -8,9 +9,6 @@ use crate::network::{self, Choice};
 use crate::options::Config;
 use crate::storage::Pool;
 use crate::virsh::{Virsh, field};
-
-/// What one machine writes to its disk before anybody uses it, roughly: first boot and engine.
-const DISK_NEED: u64 = 512 << 20;
 
 /// These machines can be made at this daemon.
 ///
@@ -53,16 +51,10 @@ async fn asked(config: &Config, virsh: &Virsh, specs: &[Spec]) -> Result<()> {
     }
     if !specs.is_empty() {
         let text = virsh.call(&["nodeinfo"]).await?;
-        memory(config, specs.len() as u64, total(&text), virsh)?;
+        memory(config, specs.len(), total(&text), virsh)?;
     }
     for spec in specs {
-        if !spec.image.disk.is_file() {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!("the base image `{}` is missing", spec.image.disk.display()),
-            )
-            .hint("run `forge image ls` to see what there is, `forge image build` to make one"));
-        }
+        host::image_is_there(&spec.image)?;
         domain::check_name(virsh, &spec.name, spec.claim).await?;
     }
     match &config.network {
@@ -85,21 +77,10 @@ fn total(text: &str) -> Option<u64> {
     Some(kib >> 10)
 }
 
-/// The machines fit into the host's memory. What is free now says little: a host's caches give way.
-fn memory(config: &Config, machines: u64, total: Option<u64>, virsh: &Virsh) -> Result<()> {
-    let wanted = u64::from(config.memory_mib).saturating_mul(machines);
-    match total {
-        Some(total) if wanted > total => Err(Error::new(
-            Kind::Precheck,
-            format!(
-                "{machines} machines of {} MiB need {wanted} MiB of memory, and the host of `{}` has {total} MiB in all",
-                config.memory_mib,
-                virsh.uri()
-            ),
-        )
-        .hint("give them less with `--libvirt-memory`, or make fewer")),
-        _ => Ok(()),
-    }
+/// The machines fit into the memory of the daemon's host.
+fn memory(config: &Config, machines: usize, total: Option<u64>, virsh: &Virsh) -> Result<()> {
+    let host = format!("the host of `{}`", virsh.uri());
+    host::memory_for("libvirt", config.memory_mib, machines, &host, total)
 }
 
 /// The named network is there, and other hosts reach it where they have to.

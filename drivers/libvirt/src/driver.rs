@@ -1,7 +1,7 @@
 //! The driver itself: each verb safe to repeat, each found by claim.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use forge_driver::folder::records;
@@ -199,21 +199,7 @@ impl LibvirtDriver {
 
 /// The volume of the base image: images of one store have names of their own, so another store's are others.
 fn base_name(spec: &Spec) -> Result<String> {
-    let id = spec
-        .image
-        .disk
-        .parent()
-        .and_then(Path::file_name)
-        .map(|name| name.to_string_lossy().into_owned())
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Invalid,
-                format!(
-                    "`{}` is in no folder of an image",
-                    spec.image.disk.display()
-                ),
-            )
-        })?;
+    let id = spec.image.id()?;
     let owner = spec
         .nic
         .as_ref()

@@ -5,17 +5,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use forge_driver::folder::Record;
-use forge_driver::{Artefact, Claim, Endpoints, Error, Instance, Kind, Mac, Nic, Result, Spec};
+use forge_driver::{
+    Artefact, Claim, ENGINE_PORT, Endpoints, Error, Instance, Kind, Mac, Nic, Result, SSH_PORT,
+    Spec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::options::Config;
 
 /// The format that is written.
 const FORMAT: u32 = 1;
-
-/// Guest ports of the endpoints: SSH and the engine's TLS port.
-const SSH: u16 = 22;
-const ENGINE: u16 = 2376;
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +118,8 @@ impl Vm {
         let pool = &self.config.pool;
         Instance {
             endpoints: Endpoints {
-                ssh: SocketAddr::new(address, SSH),
-                engine: SocketAddr::new(address, ENGINE),
+                ssh: SocketAddr::new(address, SSH_PORT),
+                engine: SocketAddr::new(address, ENGINE_PORT),
                 cluster: known,
                 data: None,
                 public: None,

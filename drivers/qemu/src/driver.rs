@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use forge_driver::folder::records;
 use forge_driver::ports::free;
 use forge_driver::{
-    Claim, Context, Driver, DriverHome, Error, Forward, Instance, Kind, Network, Observation,
-    Power, Result, Spec, State, Wants, atomic, host, process, seed,
+    Claim, Context, Driver, DriverHome, ENGINE_PORT, Error, Forward, Instance, Kind, Network,
+    Observation, Power, Result, SSH_PORT, Spec, State, Wants, atomic, host, process, seed,
 };
 use tokio::process::Command;
 use tokio::sync::{OnceCell, Semaphore};
@@ -28,7 +28,7 @@ use crate::power;
 use crate::precheck;
 use crate::qmp::Qmp;
 use crate::sockets::Sockets;
-use crate::vm::{ENGINE, Hardware, SSH, Vm};
+use crate::vm::{Hardware, Vm};
 
 /// How many machines are asked at once.
 const FAN_OUT: usize = 16;
@@ -246,7 +246,7 @@ impl Inner {
                 Kind::Conflict,
                 format!(
                     "`{}` leads to port {} or {} of the machine already",
-                    forward.host, SSH, ENGINE
+                    forward.host, SSH_PORT, ENGINE_PORT
                 ),
             ));
         }
@@ -338,7 +338,13 @@ impl Driver for QemuDriver {
         precheck::new_enough(&version(&inner.config.binary).await?)?;
         precheck::machine_type(&inner.config).await?;
         let memory = inner.config.memory_mib;
-        host::memory_for("qemu", memory, specs.len(), host::memory())?;
+        host::memory_for(
+            "qemu",
+            memory,
+            specs.len(),
+            "this host",
+            host::total_memory(),
+        )?;
         for spec in specs {
             host::holds_image("--qemu-disk-size", inner.config.disk_bytes, &spec.image)?;
         }

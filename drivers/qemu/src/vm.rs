@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use forge_driver::folder::Record;
 use forge_driver::{
-    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec,
+    Artefact, Claim, ENGINE_PORT, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result,
+    SSH_PORT, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +15,6 @@ use crate::options::Config;
 
 /// The format that is written.
 const FORMAT: u32 = 1;
-
-/// Guest ports of the endpoints: SSH and the engine's TLS port.
-pub(crate) const SSH: u16 = 22;
-pub(crate) const ENGINE: u16 = 2376;
 
 /// One machine, as it was made. It holds no absolute path but a `binary` that the user gave as one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +71,7 @@ impl Vm {
         let (endpoints, published) = spec
             .forwards
             .iter()
-            .partition(|forward| [SSH, ENGINE].contains(&forward.guest));
+            .partition(|forward| [SSH_PORT, ENGINE_PORT].contains(&forward.guest));
         let vm = Self {
             format: FORMAT,
             claim: spec.claim,
@@ -134,8 +131,8 @@ impl Vm {
         };
         Ok(Instance {
             endpoints: Endpoints {
-                ssh: host(SSH)?,
-                engine: host(ENGINE)?,
+                ssh: host(SSH_PORT)?,
+                engine: host(ENGINE_PORT)?,
                 cluster: inner,
                 data: inner,
                 public: None,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forge_driver::{BaseImage, Error, Kind, Result, atomic, hold, process};
+use forge_driver::{BaseImage, Result, atomic, hold, process};
 use tokio::process::Command;
 
 use crate::info::{blocks, value};
@@ -100,24 +100,6 @@ impl Bases {
         }
         Ok(())
     }
-}
-
-/// The id of an image: the name of its folder in the store.
-///
-/// # Errors
-/// [`Kind::Invalid`] when it lies in none.
-pub(crate) fn id(image: &BaseImage) -> Result<String> {
-    image
-        .disk
-        .parent()
-        .and_then(Path::file_name)
-        .map(|name| name.to_string_lossy().into_owned())
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Invalid,
-                format!("`{}` is in no folder of an image", image.disk.display()),
-            )
-        })
 }
 
 /// Makes the disk of a machine, of `bytes`: a differencing image, which takes what the machine writes.

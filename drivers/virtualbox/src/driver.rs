@@ -12,7 +12,7 @@ use forge_driver::{
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use crate::disk::{self, Bases, CONVERTER};
+use crate::disk::{Bases, CONVERTER};
 use crate::info::{self, Info, is_rule_name, rule_of};
 use crate::lan::Lan;
 use crate::machine::{self, Files, Found, patiently};
@@ -81,7 +81,7 @@ impl VirtualBoxDriver {
         let mut tries = if resuming { TRIES } else { 1 };
         let mut vm = match resumed {
             Some(vm) => vm,
-            None => Vm::new(spec, &self.config, disk::id(&spec.image)?)?,
+            None => Vm::new(spec, &self.config, spec.image.id()?)?,
         };
         vm.leaving = false;
         folder.write(&vm)?;
@@ -283,7 +283,13 @@ impl Driver for VirtualBoxDriver {
             .hint("install a newer one, and name its VBoxManage with `--virtualbox-vboxmanage`"));
         }
         let machines = info::machines(&manage).await.map_err(precheck)?;
-        host::memory_for("virtualbox", config.memory_mib, specs.len(), host::memory())?;
+        host::memory_for(
+            "virtualbox",
+            config.memory_mib,
+            specs.len(),
+            "this host",
+            host::total_memory(),
+        )?;
         host::space_for(&self.home.dir, specs.len())?;
         for spec in specs {
             // A disk is at least as large as its image: the usual size of docker-machine's is a little less.

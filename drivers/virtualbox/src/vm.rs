@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use forge_driver::folder::Record;
 use forge_driver::{
-    Artefact, Claim, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result, Spec,
+    Artefact, Claim, ENGINE_PORT, Endpoints, Error, Forward, Instance, Kind, Mac, Nic, Result,
+    SSH_PORT, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,6 @@ use crate::options::{Config, word};
 
 /// The format that is written.
 const FORMAT: u32 = 1;
-
-/// Guest ports of the endpoints: SSH and the engine's TLS port.
-const SSH: u16 = 22;
-const ENGINE: u16 = 2376;
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +88,7 @@ impl Vm {
             leaving: false,
         };
         if matches!(config.lan, Lan::Internal { .. }) {
-            for port in [SSH, ENGINE] {
+            for port in [SSH_PORT, ENGINE_PORT] {
                 vm.forwarded(port)
                     .ok_or_else(|| lacks(&format!("forward to its port {port}")))?;
             }
@@ -126,8 +123,8 @@ impl Vm {
         let config = &self.config;
         Instance {
             endpoints: Endpoints {
-                ssh: endpoint(SSH),
-                engine: endpoint(ENGINE),
+                ssh: endpoint(SSH_PORT),
+                engine: endpoint(ENGINE_PORT),
                 cluster: Some(address),
                 data: None,
                 public: None,
