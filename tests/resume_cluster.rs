@@ -232,6 +232,31 @@ fn a_port_is_published_on_all_machines_or_on_none() {
 }
 
 #[test]
+fn a_cluster_has_the_machines_of_one_driver() {
+    let lab = Lab::new();
+    lab.forge(UP).ok();
+    for words in [
+        "cluster up --driver qemu --managers 3",
+        "cluster up --driver libvirt --dry-run",
+    ] {
+        let refused = lab.forge(words).run();
+        assert_eq!(refused.code, 1, "{}", refused.stdout);
+        assert!(
+            refused
+                .stderr
+                .contains("is one of the driver `fake`, and `"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert_eq!(lab.provider.creates().len(), 3);
+    // An empty variable names none: then it is the cluster's own.
+    lab.forge("cluster up --dry-run")
+        .env("FORGE_DRIVER", "")
+        .ok();
+}
+
+#[test]
 fn two_at_the_same_time_make_one_swarm() {
     let lab = Lab::new();
     let both = [lab.forge(UP).start(), lab.forge(UP).start()];

@@ -57,23 +57,20 @@ pub struct Chosen {
 }
 
 impl Choice {
-    /// Whether a driver was asked for.
-    pub fn names_a_driver(&self) -> bool {
-        self.driver.is_some()
+    /// The driver that was asked for. An empty variable asks for none.
+    pub fn named(&self) -> Option<&str> {
+        self.driver.as_deref().filter(|id| !id.is_empty())
     }
 
     /// Finds the driver and resolves its options.
     ///
     /// # Errors
     /// When there is no such driver, or an option makes no sense.
-    pub fn resolve(&self, matches: &ArgMatches) -> Result<Chosen> {
-        let (driver, why) = match &self.driver {
-            Some(id) => (registry::find(id)?, None),
-            None => {
-                let words: Vec<_> = std::env::args_os().collect();
-                let picked = registry::pick(&words);
-                (picked.entry, Some(picked.why))
-            }
+    pub fn resolve(&self, session: &Session, matches: &ArgMatches) -> Result<Chosen> {
+        let (driver, why) = match (self.named(), &session.picked) {
+            (Some(id), _) => (registry::find(id)?, None),
+            (None, Some(picked)) => (picked.entry, Some(picked.why.clone())),
+            (None, None) => return Err(Error::new(Kind::Usage, "no driver is named")),
         };
         Ok(Chosen {
             driver,
@@ -121,7 +118,7 @@ impl Create {
         };
         check_names(&names)?;
         publish::check(&self.publish)?;
-        let chosen = self.choice.resolve(matches)?;
+        let chosen = self.choice.resolve(session, matches)?;
         let hosts = (chosen.driver.sites)(&chosen.resolved.0)?;
         if hosts.len() > 1 {
             return Err(Error::new(

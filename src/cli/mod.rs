@@ -27,9 +27,10 @@ use std::time::{Duration, Instant};
 
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use forge::event::Events;
+use forge::interrupt;
 use forge::machine::Forge;
+use forge::registry::{self, Pick};
 use forge::store::Store;
-use forge::{interrupt, registry};
 use forge_driver::assets::Assets;
 use forge_driver::{Error, Kind, Result};
 
@@ -128,7 +129,9 @@ pub fn main() -> ExitCode {
     {
         return switch(words.get(2));
     }
-    let matches = match command(&words).try_get_matches_from(&words) {
+    let named = driver_named(&words);
+    let picked = picked(&words, named.as_deref());
+    let matches = match command(named.as_deref(), picked.as_ref()).try_get_matches_from(&words) {
         Ok(matches) => matches,
         Err(error) => {
             // Help and version go to stdout and are no error; a closed pipe ends them silently.
@@ -156,27 +159,25 @@ pub fn main() -> ExitCode {
             );
         }
     };
-    let code = runtime.block_on(run(cli, &matches));
+    let code = runtime.block_on(run(cli, &matches, picked));
     // A thread that still reads standard input would hold the end up.
     runtime.shutdown_timeout(Duration::from_millis(10));
     code
 }
 
-/// The whole command, with the options of the one driver that the words name.
-fn command(words: &[std::ffi::OsString]) -> Command {
-    let named = driver_named(words);
+/// The driver that is taken because none is named. The host is looked at for the commands alone that have a
+/// driver's options.
+fn picked(words: &[std::ffi::OsString], named: Option<&str>) -> Option<Pick> {
+    let asks = words.iter().any(|word| word == "create" || word == "up");
+    (named.is_none() && asks).then(|| registry::pick(words))
+}
+
+/// The whole command, with the options of one driver; the named one's stand in the help.
+fn command(named: Option<&str>, picked: Option<&Pick>) -> Command {
     let entry = named
-        .as_deref()
         .and_then(|id| registry::find(id).ok())
-        .unwrap_or_else(|| {
-            // The host is looked at for the commands alone that have a driver's options.
-            let asks = words.iter().any(|word| word == "create" || word == "up");
-            if asks {
-                registry::pick(words).entry
-            } else {
-                &registry::all()[0]
-            }
-        });
+        .or(picked.map(|picked| picked.entry))
+        .unwrap_or(&registry::all()[0]);
     let show = named.is_some();
     let with_options = |command: Command| {
         let before: Vec<String> = command
@@ -221,13 +222,16 @@ fn driver_named(words: &[std::ffi::OsString]) -> Option<String> {
             "--" => break,
             "--driver" | "-d" => return words.next().map(str::to_owned),
             _ => {
-                if let Some(value) = word.strip_prefix("--driver=") {
+                let short = || Some(word.strip_prefix("-d")?.trim_start_matches('='));
+                if let Some(value) = word.strip_prefix("--driver=").or_else(short) {
                     return Some(value.to_owned());
                 }
             }
         }
     }
-    std::env::var("FORGE_DRIVER").ok()
+    std::env::var("FORGE_DRIVER")
+        .ok()
+        .filter(|id| !id.is_empty())
 }
 
 fn switch(folder: Option<&std::ffi::OsString>) -> ExitCode {
@@ -252,6 +256,7 @@ pub enum Outcome {
 pub struct Session {
     global: Global,
     style: Style,
+    picked: Option<Pick>,
 }
 
 impl Session {
@@ -334,7 +339,7 @@ impl Session {
     }
 }
 
-async fn run(cli: Cli, matches: &ArgMatches) -> ExitCode {
+async fn run(cli: Cli, matches: &ArgMatches, picked: Option<Pick>) -> ExitCode {
     watch_signals();
     if cli.global.json {
         report::as_json();
@@ -351,6 +356,7 @@ async fn run(cli: Cli, matches: &ArgMatches) -> ExitCode {
     let session = Session {
         global: cli.global,
         style,
+        picked,
     };
     let done = match cli.command {
         Commands::Create(command) => command.run(&session, leaf(matches)).await,
@@ -426,12 +432,20 @@ mod tests {
         text.split(' ').map(Into::into).collect()
     }
 
+    /// What the parser makes of a line.
+    fn parsed(text: &str) -> std::result::Result<ArgMatches, clap::Error> {
+        let all = words(text);
+        let named = driver_named(&all);
+        command(named.as_deref(), picked(&all, named.as_deref()).as_ref())
+            .try_get_matches_from(&all)
+    }
+
     #[test]
     fn the_whole_command_holds_together_with_every_driver() {
         for entry in registry::all() {
-            command(&words(&format!("forge create --driver {}", entry.id))).debug_assert();
+            command(Some(entry.id), None).debug_assert();
         }
-        command(&words("forge")).debug_assert();
+        command(None, None).debug_assert();
     }
 
     #[test]
@@ -440,6 +454,8 @@ mod tests {
             "forge create n1 --driver x",
             "forge create --driver=x n1",
             "forge cluster up -d x",
+            "forge create -dx n1",
+            "forge create -d=x n1",
         ] {
             assert_eq!(driver_named(&words(text)).as_deref(), Some("x"), "{text}");
         }
@@ -455,26 +471,17 @@ mod tests {
             "forge create --qemu-memory 2048 n2",
             "forge cluster up --virtualbox-memory 2048",
         ] {
-            let all = words(text);
-            command(&all).try_get_matches_from(&all).expect("parses");
+            parsed(text).expect("parses");
         }
-        let help = |text: &str| {
-            let all = words(text);
-            command(&all)
-                .try_get_matches_from(&all)
-                .expect_err("help")
-                .to_string()
-        };
+        let help = |text: &str| parsed(text).expect_err("help").to_string();
         assert!(!help("forge create --help").contains("--qemu-memory"));
         assert!(help("forge create --driver qemu --help").contains("--qemu-memory"));
     }
 
     #[test]
     fn an_option_of_another_driver_is_an_error() {
-        let all = words("forge create --driver qemu --virtualbox-memory 2048 n2");
-        let error = command(&all)
-            .try_get_matches_from(&all)
-            .expect_err("unknown");
+        let error =
+            parsed("forge create --driver qemu --virtualbox-memory 2048 n2").expect_err("unknown");
         assert_eq!(error.exit_code(), 2);
     }
 }

@@ -136,7 +136,15 @@ fn same_hosts(request: &Request, seen: &Seen) -> Result<()> {
             continue;
         };
         if record.driver != request.driver {
-            continue;
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "machine `{}` of the cluster is one of the driver `{}`, and `{}` is asked for",
+                    record.name, record.driver, request.driver
+                ),
+            )
+            .because("machines of two drivers have no network in common")
+            .hint("leave out `--driver` and the other driver's options, or `forge cluster down` first"));
         }
         let was = (entry.sites)(&record.config)?.into_iter().next();
         let (Some(was), Some(now)) = (was, request.site(zone)) else {

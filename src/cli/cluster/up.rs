@@ -55,7 +55,7 @@ impl Up {
     /// Plans, then brings the plan about.
     pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
         let name = self.named.parse()?;
-        let mut chosen = self.choice.resolve(matches)?;
+        let mut chosen = self.choice.resolve(session, matches)?;
         let existing = session.existing()?;
         let record = match &existing {
             Some(store) => ClusterRecord::find(store, &name)?,
@@ -63,10 +63,8 @@ impl Up {
         };
         let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
         let (config, origins) = match &record {
-            Some(record) if unsaid => {
-                if !self.choice.names_a_driver() {
-                    chosen.driver = registry::find(&record.driver)?;
-                }
+            Some(record) if unsaid && self.choice.named().is_none_or(|id| id == record.driver) => {
+                chosen.driver = registry::find(&record.driver)?;
                 (record.config.clone(), record.origins.clone())
             }
             _ => chosen.resolved.clone(),
