@@ -1,6 +1,6 @@
 //! The one file that names all drivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -65,8 +65,8 @@ pub struct Entry {
     pub open: fn(&Value, DriverHome) -> Result<Arc<dyn Driver>>,
     /// A quick look at whether machines can be made with it here: what speaks for it, or what is missing.
     pub ready: fn() -> std::result::Result<&'static str, String>,
-    /// What it finds out about this host.
-    pub findings: for<'a> fn(&'a Forge) -> BoxFuture<'a, Result<Vec<Finding>>>,
+    /// What it finds out about this host, for machines of this configuration.
+    pub findings: for<'a> fn(&'a Forge, &'a Value) -> BoxFuture<'a, Result<Vec<Finding>>>,
 }
 
 /// All drivers; the first is the default.
@@ -95,7 +95,7 @@ pub fn all() -> &'static [Entry] {
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
             },
             ready: forge_qemu::ready,
-            findings: |forge| {
+            findings: |forge, config| {
                 Box::pin(async move {
                     // The accelerator is tried with the kernel of a base image, when there is one.
                     let images = forge.images();
@@ -104,7 +104,7 @@ pub fn all() -> &'static [Entry] {
                         .unwrap_or_default()
                         .iter()
                         .find_map(|image| images.base(image).kernel);
-                    let (config, home) = (forge_qemu::Config::default(), home(forge, "qemu")?);
+                    let (config, home) = (understood("qemu", config)?, home(forge, "qemu")?);
                     Ok(forge_qemu::findings(&config, &home, kernel.as_ref()).await)
                 })
             },
@@ -138,10 +138,9 @@ pub fn all() -> &'static [Entry] {
                 Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
             },
             ready: forge_libvirt::ready,
-            findings: |forge| {
+            findings: |forge, config| {
                 Box::pin(async move {
-                    let (config, home) =
-                        (forge_libvirt::Config::default(), home(forge, "libvirt")?);
+                    let (config, home) = (understood("libvirt", config)?, home(forge, "libvirt")?);
                     Ok(forge_libvirt::findings(&config, &home).await)
                 })
             },
@@ -171,10 +170,10 @@ pub fn all() -> &'static [Entry] {
                 )))
             },
             ready: forge_virtualbox::ready,
-            findings: |forge| {
+            findings: |forge, config| {
                 Box::pin(async move {
                     let (config, home) = (
-                        forge_virtualbox::Config::default(),
+                        understood("virtualbox", config)?,
                         home(forge, "virtualbox")?,
                     );
                     Ok(forge_virtualbox::findings(&config, &home).await)
@@ -197,7 +196,7 @@ pub fn all() -> &'static [Entry] {
             },
             open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
             ready: || Err("it is for tests of forge itself".to_owned()),
-            findings: |_| Box::pin(async { Ok(Vec::new()) }),
+            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
         },
     ]
 }
@@ -482,17 +481,19 @@ pub struct Found {
     pub findings: Vec<Finding>,
 }
 
-/// What is missing for which driver, for `forge doctor`. Those in `wished` count as needed.
+/// What is missing for which driver, for `forge doctor`. Those in `wished` count as needed. Each is asked with what the
+/// environment says of it, and at every host that has machines of this store.
 ///
 /// # Errors
 /// When the store cannot be used.
 pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
-    let used: Vec<String> = Record::all(&forge.store)?
+    let records: Vec<Record> = Record::all(&forge.store)?
         .into_iter()
-        .filter_map(|(_, record)| Some(record.ok()?.driver))
+        .filter_map(|(_, record)| record.ok())
         .collect();
     let taken = pick(&[]).entry;
-    let asked = join_all(all().iter().map(|entry| (entry.findings)(forge))).await;
+    let asked = all().iter().map(|entry| examined(forge, entry, &records));
+    let asked = join_all(asked).await;
     all()
         .iter()
         .zip(asked)
@@ -500,12 +501,62 @@ pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
             Ok(Found {
                 driver: entry.id,
                 needed: wished.contains(&entry.id)
-                    || used.iter().any(|used| used == entry.id)
+                    || records.iter().any(|record| record.driver == entry.id)
                     || (wished.is_empty() && entry.id == taken.id),
                 findings: findings?,
             })
         })
         .collect()
+}
+
+/// What one driver says, for each configuration that is looked at.
+async fn examined(forge: &Forge, entry: &Entry, records: &[Record]) -> Result<Vec<Finding>> {
+    let mut told = Vec::new();
+    let mut configs = Vec::new();
+    match by_environment(entry) {
+        Ok(config) => configs.push(config),
+        Err(error) => told.push(Finding {
+            what: "options in the environment".to_owned(),
+            ok: false,
+            detail: error.line(),
+            packages: Vec::new(),
+        }),
+    }
+    let recorded = records.iter().filter(|record| record.driver == entry.id);
+    configs.extend(recorded.map(|record| record.config.clone()));
+    let mut seen = BTreeSet::new();
+    for config in configs {
+        let mut hosts = (entry.sites)(&config)?;
+        if hosts.is_empty() {
+            hosts.push(Site {
+                at: String::new(),
+                network: None,
+                config,
+            });
+        }
+        for host in hosts {
+            if seen.insert(host.at) {
+                told.extend((entry.findings)(forge, &host.config).await?);
+            }
+        }
+    }
+    // What is the same at every host is said once.
+    let mut once: Vec<Finding> = Vec::new();
+    for finding in told {
+        if !once.contains(&finding) {
+            once.push(finding);
+        }
+    }
+    Ok(once)
+}
+
+/// The configuration of a command line that has no options of this driver: what the environment says, else the
+/// defaults.
+fn by_environment(entry: &Entry) -> Result<Value> {
+    let matches = (entry.augment)(Command::new("forge"))
+        .try_get_matches_from(["forge"])
+        .map_err(options_lost)?;
+    Ok((entry.resolve)(&matches)?.0)
 }
 
 #[cfg(test)]

@@ -257,6 +257,31 @@ fn a_cluster_has_the_machines_of_one_driver() {
 }
 
 #[test]
+fn a_cluster_is_looked_at_while_its_provider_does_not_answer() {
+    let lab = Lab::new();
+    lab.forge(UP).ok();
+    lab.turn(Knob::Down, true);
+    let status = lab.forge("cluster status").run();
+    assert_eq!(status.code, 1, "{}", status.stderr);
+    for text in [
+        "`default-m1`: the provider is down",
+        "1 of 1 managers take part",
+    ] {
+        assert!(
+            status.stdout.contains(text) || status.stderr.contains(text),
+            "{text}\n{}\n{}",
+            status.stdout,
+            status.stderr
+        );
+    }
+    let up = lab.forge("cluster up --dry-run").run();
+    assert_eq!(up.code, 1, "{}", up.stdout);
+    assert!(up.stderr.contains("the provider is down"), "{}", up.stderr);
+    lab.turn(Knob::Down, false);
+    whole(&lab, "after the provider was down");
+}
+
+#[test]
 fn two_at_the_same_time_make_one_swarm() {
     let lab = Lab::new();
     let both = [lab.forge(UP).start(), lab.forge(UP).start()];

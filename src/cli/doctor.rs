@@ -22,7 +22,7 @@ pub struct Doctor {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Count what this driver needs [default: the drivers of the machines that there are, and qemu]
+    /// Count what this driver needs [default: the drivers of the machines that there are, and the one that `forge create` takes]
     #[arg(short, long, value_name = "NAME")]
     driver: Vec<String>,
 }

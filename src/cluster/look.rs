@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forge_driver::{Claim, Instance, Kind, Observation, Result, State};
+use forge_driver::{Claim, Error, Instance, Kind, Observation, Result, State};
 use tokio::task::JoinSet;
 
 use super::node::{LocalState, Manager, Membership};
@@ -31,9 +31,22 @@ pub struct Seen {
     pub connections: BTreeMap<String, Connection>,
     /// Why a provider could say nothing of a machine, by name.
     pub troubles: BTreeMap<String, String>,
+    /// Why a driver's provider could not be asked at all.
+    silent: Option<Error>,
 }
 
 impl Seen {
+    /// Refuses to go on where a provider could not be asked: what its machines are is not known.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn asked(&mut self) -> Result<()> {
+        match self.silent.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     /// A connection to an active manager.
     pub fn manager(&self) -> Option<&Connection> {
         self.managers().into_iter().next()
@@ -90,8 +103,8 @@ pub fn place_of(record: &Record) -> Option<Place> {
 /// Looks at a cluster: records, power states, and what the engines of running machines say.
 ///
 /// # Errors
-/// When a record cannot be read or a provider cannot be asked. A machine that does not answer is not
-/// an error.
+/// When a record cannot be read. A machine that does not answer is not an error, and neither is a provider:
+/// machines are asked themselves all the same ([`Seen::asked`]).
 pub async fn look(
     forge: &Forge,
     name: &ClusterName,
@@ -101,7 +114,7 @@ pub async fn look(
         .into_iter()
         .map(|record| (record.name.clone(), record))
         .collect();
-    let sights = sights(forge, records.values()).await?;
+    let (sights, silent) = sights(forge, records.values()).await?;
     let states: BTreeMap<Claim, State> = sights
         .iter()
         .map(|(claim, sight)| (*claim, sight.state))
@@ -156,6 +169,7 @@ pub async fn look(
             .collect(),
         records,
         connections,
+        silent,
     };
     // One of them may have lost the others. Without a quorum there is no list at all; the plan and the status
     // say so from what there is.
@@ -171,31 +185,43 @@ pub async fn look(
     Ok(seen)
 }
 
-/// What the providers say of many machines: one call for each driver.
+/// What the providers say of many machines, one call for each driver; and why one could not be asked.
 async fn sights<'a>(
     forge: &Forge,
     records: impl Iterator<Item = &'a Record>,
-) -> Result<BTreeMap<Claim, Observation>> {
+) -> Result<(BTreeMap<Claim, Observation>, Option<Error>)> {
     let mut by_driver: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in records {
         by_driver.entry(&record.driver).or_default().push(record);
     }
     let mut sights = BTreeMap::new();
+    let mut silent = None;
     for (id, records) in by_driver {
         let Some(first) = records.first() else {
             continue;
         };
         let driver = registry::open(forge, id, &first.config)?;
         let claims: Vec<Claim> = records.iter().map(|record| record.claim).collect();
-        sights.extend(
-            driver
-                .observe(&claims)
-                .await?
-                .into_iter()
-                .map(|seen| (seen.claim, seen)),
-        );
+        let observed = match driver.observe(&claims).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                let why = error.line();
+                silent = Some(error);
+                claims
+                    .iter()
+                    .map(|claim| Observation {
+                        claim: *claim,
+                        state: State::Error,
+                        instance: None,
+                        network: None,
+                        trouble: Some(why.clone()),
+                    })
+                    .collect()
+            }
+        };
+        sights.extend(observed.into_iter().map(|seen| (seen.claim, seen)));
     }
-    Ok(sights)
+    Ok((sights, silent))
 }
 
 type Answers = BTreeMap<String, (Connection, Option<Membership>)>;
@@ -208,7 +234,11 @@ async fn ask(
     let mut tasks = JoinSet::new();
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
     for record in records.values() {
-        let on = states.get(&record.claim) == Some(&State::Running);
+        // A guest may well answer while its provider does not.
+        let on = matches!(
+            states.get(&record.claim),
+            Some(State::Running | State::Error)
+        );
         if !on || record.stage < Stage::Reached || record.leaving {
             continue;
         }

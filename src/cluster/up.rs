@@ -90,6 +90,7 @@ pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     check_room(request)?;
     let record = ClusterRecord::find(&forge.store, &request.spec.name)?;
     let mut seen = look(forge, &request.spec.name, record.as_ref()).await?;
+    seen.asked()?;
     seen.observed.hosts = request.hosts();
     same_hosts(request, &seen)?;
     let plan = plan(
@@ -292,6 +293,7 @@ pub async fn up(
     );
     let _machines = acquire_machines(&forge.store, &locked, forge.patience, &forge.events).await?;
     let mut seen = look(forge, name, found.as_ref()).await?;
+    seen.asked()?;
     seen.observed.hosts = request.hosts();
     same_hosts(request, &seen)?;
     if let Some(leaving) = seen.records.values().find(|record| record.leaving) {

@@ -53,7 +53,7 @@ pub async fn stop(forge: &Forge, record: &Record) -> Result<bool> {
     loop {
         if matches!(
             state(&*driver, record).await?,
-            State::Stopped | State::Absent
+            State::Stopped | State::Saved | State::Absent
         ) {
             forge.events.finished("stopped", true).await;
             return Ok(true);

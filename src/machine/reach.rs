@@ -75,8 +75,7 @@ pub(super) async fn located(
 /// The machine runs, or is started. What its provider said of it.
 pub(super) async fn awake(forge: &Forge, driver: &dyn Driver, record: &Record) -> Result<Sight> {
     let mut sight = Sight::default();
-    let seen = driver.observe(&[record.claim]).await?;
-    match seen.first() {
+    match at_rest(forge, driver, record).await? {
         None => return Err(gone(record)),
         Some(seen) if seen.state == State::Absent => return Err(gone(record)),
         Some(seen) if matches!(seen.state, State::Running | State::Starting) => {
@@ -99,6 +98,46 @@ pub(super) async fn awake(forge: &Forge, driver: &dyn Driver, record: &Record) -
         }
     }
     Ok(sight)
+}
+
+/// What the provider says of a machine that is not on its way down: started during that, it would be off a moment
+/// later.
+async fn at_rest(
+    forge: &Forge,
+    driver: &dyn Driver,
+    record: &Record,
+) -> Result<Option<Observation>> {
+    let deadline = Instant::now() + forge.patience;
+    let mut told = false;
+    loop {
+        let seen = driver.observe(&[record.claim]).await?.into_iter().next();
+        if seen.as_ref().map(|seen| seen.state) != Some(State::Stopping) {
+            return Ok(seen);
+        }
+        interrupt::check()?;
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Kind::Timeout,
+                format!(
+                    "machine `{}` has been shutting down for {} s, and is not off",
+                    record.name,
+                    forge.patience.as_secs()
+                ),
+            )
+            .hint(format!(
+                "`forge kill {}` switches it off at once",
+                record.name
+            )));
+        }
+        if !told {
+            told = true;
+            forge
+                .events
+                .step("waiting", "its shutdown, which has begun", Some(deadline))
+                .await;
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// An open connection to a machine, started when it is off, and its record with the address that it has now.

@@ -1,5 +1,6 @@
 //! What this host has for the driver.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use forge_driver::{DriverHome, Finding, process};
@@ -65,15 +66,23 @@ pub fn ready() -> Result<&'static str, String> {
     if process::which(&virsh).is_none() {
         return Err(format!("`{}` is not installed", virsh.display()));
     }
-    // One daemon for everything, or one for each driver (<https://libvirt.org/daemons.html>).
-    let sockets = ["libvirt-sock", "virtqemud-sock"];
-    if sockets
-        .iter()
-        .any(|socket| Path::new("/run/libvirt").join(socket).exists())
-    {
-        return Ok("libvirt's daemon is there");
+    listening(Path::new("/run/libvirt"))
+}
+
+/// A daemon answers below `folder`: one for everything, or one for each driver
+/// (<https://libvirt.org/daemons.html>). A socket alone says little: it stays when its daemon is killed.
+fn listening(folder: &Path) -> Result<&'static str, String> {
+    let mut why = "no daemon of libvirt is started".to_owned();
+    for socket in ["libvirt-sock", "virtqemud-sock"] {
+        match UnixStream::connect(folder.join(socket)) {
+            Ok(_) => return Ok("libvirt's daemon is there"),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                why = "libvirt's daemon does not let this user in".to_owned();
+            }
+            Err(_) => {}
+        }
     }
-    Err("no daemon of libvirt is started".to_owned())
+    Err(why)
 }
 
 fn missing(what: String, detail: String, packages: &[&'static str]) -> Finding {
@@ -123,6 +132,18 @@ mod tests {
         assert!(!found[0].ok && found[0].what.contains("/nonexistent/virsh"));
         assert!(found[0].packages.contains(&"libvirt-clients"));
         assert!(found[0].packages.contains(&"libvirt-daemon-system"));
+    }
+
+    #[test]
+    fn a_socket_without_a_daemon_is_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("virtqemud-sock");
+        assert!(listening(folder.path()).is_err());
+        let daemon = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        assert!(listening(folder.path()).is_ok());
+        drop(daemon);
+        assert!(socket.exists());
+        assert!(listening(folder.path()).is_err());
     }
 
     #[test]
