@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{FORGE, Lab, Running, until};
-use forge_driver::fake::Knob;
+use forge_driver::fake::{FakeDriver, Knob};
+use forge_driver::{Driver, Power};
 
 /// The names of the machines that the provider has.
 fn made(lab: &Lab) -> Vec<String> {
@@ -435,6 +436,33 @@ fn ctrl_c_while_a_guest_shuts_down() {
         false,
     );
     assert!(!lab.provider.vms().expect("the provider")[0].on);
+}
+
+#[test]
+fn a_start_waits_for_a_shutdown_that_has_begun() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    lab.turn(Knob::GoingDown, true);
+    let late = lab.forge("start n1 --timeout 1").run().code(1);
+    assert!(
+        late.stderr.contains("`forge kill n1` switches it off"),
+        "{}",
+        late.stderr
+    );
+    let start = lab.forge("start n1").start();
+    until("it waits", || {
+        lab.logged().contains("its shutdown, which has begun")
+    });
+    let provider = FakeDriver::listening(lab.provider.root()).expect("the provider");
+    let claim = lab.provider.vms().expect("the provider")[0].claim;
+    tokio::runtime::Runtime::new()
+        .expect("a runtime")
+        .block_on(provider.set_power(claim, Power::Kill))
+        .expect("off");
+    lab.turn(Knob::GoingDown, false);
+    start.wait(&lab).code(0);
+    let vms = lab.provider.vms().expect("the provider");
+    assert!(vms[0].on && vms[0].starts == 2, "{vms:?}");
 }
 
 #[test]

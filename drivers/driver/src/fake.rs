@@ -55,6 +55,8 @@ pub enum Knob {
     SilentEngine,
     /// Machines ignore the request to shut down.
     DeafToShutdown,
+    /// Machines that run are seen to be shutting down.
+    GoingDown,
     /// The provider cannot be asked.
     Down,
 }
@@ -71,6 +73,7 @@ impl Knob {
             Self::HangingCommands => "hanging-commands",
             Self::SilentEngine => "silent-engine",
             Self::DeafToShutdown => "deaf-to-shutdown",
+            Self::GoingDown => "going-down",
             Self::Down => "down",
         }
     }
@@ -260,11 +263,8 @@ impl Provider {
 
     fn append(&self, name: &str, line: &str) -> Result<()> {
         let path = self.root.join(name);
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+        let file = File::options().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
             .or_fail(Kind::Io, || format!("failed to write `{}`", path.display()))
     }
 
@@ -567,6 +567,7 @@ impl Driver for FakeDriver {
                 claim: *claim,
                 state: match &vm {
                     None => State::Absent,
+                    Some(vm) if vm.on && self.provider.knob(Knob::GoingDown) => State::Stopping,
                     Some(vm) if vm.on => State::Running,
                     Some(_) => State::Stopped,
                 },
@@ -590,8 +591,8 @@ impl Driver for FakeDriver {
     }
 
     async fn set_power(&self, claim: Claim, power: Power) -> Result<()> {
-        self.provider
-            .call(&format!("set_power {claim} {power:?}"))?;
+        let call = format!("set_power {claim} {power:?}");
+        self.provider.call(&call)?;
         let _lock = self.provider.lock()?;
         let vm = self.provider.must(claim)?;
         match power {
