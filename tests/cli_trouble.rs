@@ -265,6 +265,28 @@ fn without_a_named_driver_the_one_that_works_is_taken_and_told() {
 }
 
 #[test]
+fn doctor_asks_with_the_options_of_the_environment() {
+    let lab = Lab::bare();
+    let found = lab
+        .forge("doctor --json")
+        .env("FORGE_VIRTUALBOX_VBOXMANAGE", "/nonexistent/VBoxManage")
+        .env("FORGE_LIBVIRT_URI", "lxc:///")
+        .run()
+        .json();
+    for (area, what) in [
+        ("virtualbox", "`/nonexistent/VBoxManage`"),
+        ("libvirt", "options in the environment"),
+    ] {
+        let told = found["findings"].as_array().expect("findings");
+        let one = told
+            .iter()
+            .find(|one| one["area"] == area && one["what"] == what)
+            .unwrap_or_else(|| panic!("{area}: {found}"));
+        assert_eq!(one["ok"], false, "{one}");
+    }
+}
+
+#[test]
 fn an_overlapping_network_is_refused_with_both_shown() {
     let lab = Lab::new();
     lab.forge("create n1").ok();
