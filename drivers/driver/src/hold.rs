@@ -3,6 +3,7 @@
 //! The lock is `flock` on the folder itself: it goes with the process, however that ends.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +19,20 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// One command works on this machine; let go when dropped or when the process ends.
 #[derive(Debug)]
 pub struct Work {
-    _held: File,
+    held: File,
+}
+
+impl Work {
+    /// The lock for a child: it lasts as long as one of both has it.
+    ///
+    /// # Errors
+    /// When this process may open no more.
+    pub fn shared(&self) -> Result<OwnedFd> {
+        self.held
+            .try_clone()
+            .map(OwnedFd::from)
+            .or_fail(Kind::Io, || "failed to hand a lock on".to_owned())
+    }
 }
 
 /// Keeps other commands from working on what lies in `folder`; `None` when it does not exist.
@@ -42,7 +56,7 @@ pub async fn work_within(folder: &Path, deadline: Duration) -> Result<Option<Wor
         if try_lock(&file)? {
             // The folder may have been removed, and made again, while we waited.
             if same_file(&file, folder) {
-                return Ok(Some(Work { _held: file }));
+                return Ok(Some(Work { held: file }));
             }
             continue;
         }

@@ -21,6 +21,7 @@ mod instance;
 pub mod options;
 pub mod ports;
 pub mod process;
+pub mod routes;
 pub mod seed;
 mod spec;
 pub mod trial;

@@ -5,7 +5,7 @@
 //! Children that outlive the command ([`detach`]) let go of everything that they are not handed.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -78,13 +78,42 @@ pub fn tail(text: &str, lines: usize) -> String {
 /// [`Kind::Unavailable`] when the program is missing, [`Kind::Timeout`] at the deadline. An exit code
 /// other than 0 is not an error here: see [`Output::success`].
 pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
+    command.stdin(if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
+    ended(command, input, deadline).await
+}
+
+/// As [`run`], of `program` with `words`, beneath a shell that has `held` open until the program ends, also when this
+/// process is killed. The program and what it starts, which may live on, do not have it.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_holding(
+    program: &Path,
+    words: &[&str],
+    held: OwnedFd,
+    environment: impl FnOnce(&mut Command),
+    deadline: Duration,
+) -> Result<Output> {
+    let mut command = Command::new("sh");
+    command
+        // The exit keeps the shell from becoming the program.
+        .args(["-c", "\"$0\" \"$@\" </dev/null; exit $?"])
+        .arg(program)
+        .args(words)
+        .stdin(held);
+    environment(&mut command);
+    detach(command.as_std_mut(), &[]);
+    ended(command, None, deadline).await
+}
+
+/// Runs a command whose standard input is decided.
+async fn ended(mut command: Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
     let program = name_of(command.as_std().get_program());
     command
-        .stdin(if input.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // A group of its own: it ends as a whole, and a Ctrl-C at the terminal lets it end its step.
@@ -300,6 +329,33 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("the grandchild {pid} outlived its parent by 5 s");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_for_a_child_is_held_until_it_ends_and_not_by_what_it_leaves() {
+        let folder = tempfile::tempdir().expect("folder");
+        let lock = folder.path().join("lock");
+        let held = std::fs::File::create(&lock).expect("file");
+        held.lock().expect("locked");
+        let probe = std::fs::File::open(&lock).expect("file");
+        // The child leaves a process behind, and sees its lock held by its own parent alone.
+        let script =
+            "sleep 5 >/dev/null 2>&1 & echo $!; [ \"$(readlink /proc/self/fd/0)\" = /dev/null ]";
+        let given = OwnedFd::from(held);
+        let output = run_holding(
+            Path::new("sh"),
+            &["-c", script],
+            given,
+            |_| {},
+            Duration::from_secs(10),
+        )
+        .await
+        .expect("runs");
+        assert!(output.status.success(), "{output:?}");
+        probe.try_lock().expect("nobody holds it any more");
+        let pid = output.text().trim().parse().ok();
+        let pid = pid.and_then(rustix::process::Pid::from_raw).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lived on");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use forge_driver::routes::{self, Route, overlap};
 use forge_driver::{Context, Error, Kind, Network, Result, atomic, process};
 use ipnet::Ipv4Net;
 use tokio::time::{Instant, sleep};
@@ -46,7 +47,7 @@ impl Networks {
     /// # Errors
     /// [`Kind::Conflict`] with both shown.
     pub(crate) fn check(&self, network: &Network) -> Result<()> {
-        check(network, &self.recorded()?, &host_routes())
+        check(network, &self.recorded()?, &routes::of_host())
     }
 
     /// Records the network, makes its folder and starts its switch, as far as they are missing.
@@ -195,10 +196,7 @@ fn check(network: &Network, records: &[Network], routes: &[Route]) -> Result<()>
     } else if overlap(network.cidr, NAT) {
         format!("{NAT}, through which every machine reaches the outside")
     } else if let Some(route) = routes.iter().find(|route| overlap(route.to, network.cidr)) {
-        format!(
-            "the route of this host to {} through `{}`",
-            route.to, route.interface
-        )
+        route.to_string()
     } else {
         return Ok(());
     };
@@ -209,73 +207,9 @@ fn check(network: &Network, records: &[Network], routes: &[Route]) -> Result<()>
     .hint("choose another range with `--qemu-network-cidr`; `ip route` lists those of this host"))
 }
 
-/// Two ranges share an address.
-pub(crate) fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
-}
-
-/// A range that the host sends somewhere.
-#[derive(Debug, PartialEq, Eq)]
-struct Route {
-    to: Ipv4Net,
-    interface: String,
-}
-
-/// The host's routes, without the default ones, which every range overlaps. None are known outside Linux.
-fn host_routes() -> Vec<Route> {
-    fs::read_to_string("/proc/net/route")
-        .map(|text| routes(&text))
-        .unwrap_or_default()
-}
-
-/// Reads /proc/net/route: interface, destination, gateway, flags, …, mask in the eighth column;
-/// numbers are hexadecimal, addresses in host byte order; bit 0 of the flags means "up".
-fn routes(text: &str) -> Vec<Route> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let columns: Vec<&str> = line.split_whitespace().collect();
-            let number = |index: usize| u32::from_str_radix(columns.get(index)?, 16).ok();
-            let address =
-                |index: usize| number(index).map(|number| Ipv4Addr::from(number.to_ne_bytes()));
-            let to = Ipv4Net::with_netmask(address(1)?, address(7)?).ok()?;
-            let up = number(3)? & 1 == 1;
-            (up && to.prefix_len() > 0).then(|| Route {
-                to,
-                interface: columns[0].to_owned(),
-            })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLE: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
-        eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-        eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
-        tun0\t0000850A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
-        tun1\t0007850A\t00000000\t0000\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-
-    #[cfg(target_endian = "little")]
-    #[test]
-    fn routes_are_read_without_default_and_dead_ones() {
-        let found = routes(TABLE);
-        let names: Vec<String> = found
-            .iter()
-            .map(|route| format!("{} {}", route.interface, route.to))
-            .collect();
-        assert_eq!(names, ["eth0 192.0.2.0/24", "tun0 10.133.0.0/16"]);
-    }
-
-    #[test]
-    fn ranges_overlap_when_one_holds_the_other() {
-        let net = |text: &str| text.parse::<Ipv4Net>().expect("cidr");
-        assert!(overlap(net("10.0.0.0/8"), net("10.133.7.0/24")));
-        assert!(overlap(net("10.133.7.0/24"), net("10.0.0.0/8")));
-        assert!(!overlap(net("10.133.6.0/24"), net("10.133.7.0/24")));
-    }
 
     fn network(cidr: &str) -> Network {
         Network {

@@ -1,7 +1,6 @@
 //! The driver itself: each verb safe to repeat, each found by claim.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::folder::records;
@@ -10,7 +9,6 @@ use forge_driver::{
     Spec, State, Wants, atomic, host, ports, process, seed,
 };
 use futures_util::future::join_all;
-use tokio::time::sleep;
 
 use crate::disk::{Bases, CONVERTER};
 use crate::info::{self, Info, is_rule_name, rule_of};
@@ -20,12 +18,6 @@ use crate::manage::{Manage, OLDEST};
 use crate::network::{self, Networks};
 use crate::options::{Config, word};
 use crate::vm::{Folder, Vm};
-
-/// How often a machine is built anew while something of an earlier call, which was killed, still works on it.
-const TRIES: u32 = 4;
-
-/// How long such a call is given.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many machines are asked at once.
 const FAN_OUT: usize = 8;
@@ -78,28 +70,17 @@ impl VirtualBoxDriver {
     async fn make(&self, spec: &Spec, folder: &Folder, manage: &Manage) -> Result<Vm> {
         let resumed = folder.read()?;
         let resuming = resumed.is_some();
-        let mut tries = if resuming { TRIES } else { 1 };
         let mut vm = match resumed {
             Some(vm) => vm,
             None => Vm::new(spec, &self.config, spec.image.id()?)?,
         };
         vm.leaving = false;
         folder.write(&vm)?;
-        loop {
-            tries -= 1;
-            let built = async {
-                if resuming {
-                    machine::raze(manage, folder).await?;
-                }
-                self.built(spec, folder, manage, &mut vm).await
-            };
-            match built.await {
-                Ok(()) => return Ok(vm),
-                // A command of the call that was killed may still have been at work.
-                Err(error) if tries > 0 && error.kind() != Kind::Refused => sleep(PAUSE).await,
-                Err(error) => return Err(error),
-            }
+        if resuming {
+            machine::raze(manage, folder).await?;
         }
+        self.built(spec, folder, manage, &mut vm).await?;
+        Ok(vm)
     }
 
     async fn built(
@@ -112,7 +93,7 @@ impl VirtualBoxDriver {
         let base = self.bases.ensure(&vm.base, &spec.image).await?;
         let attachment = self
             .networks
-            .ensure(manage, &vm.config.lan, &vm.nic.network)
+            .attachment(manage, &vm.config.lan, &vm.nic.network)
             .await?;
         vm.attachment = Some(attachment.clone());
         folder.write(vm)?;
@@ -123,9 +104,15 @@ impl VirtualBoxDriver {
             attachment: &attachment,
         };
         machine::build(manage, vm, folder, new).await?;
-        if vm.config.lan.served() {
-            network::lease(manage, &attachment, vm.claim, vm.nic.address).await?;
-        }
+        // VirtualBox gives leases to machines that are there.
+        self.networks
+            .ensure(
+                manage,
+                &vm.config.lan,
+                &vm.nic.network,
+                Some(vm.tenant(false)),
+            )
+            .await?;
         vm.whole = true;
         folder.write(vm)
     }
@@ -155,11 +142,15 @@ impl VirtualBoxDriver {
 
     /// What the machine's second interface is on is there, with its lease: somebody may have removed them since.
     async fn connect(&self, vm: &mut Vm, folder: &Folder, manage: &Manage) -> Result<()> {
-        let lan = &vm.config.lan;
-        let attachment = self.networks.ensure(manage, lan, &vm.nic.network).await?;
-        if lan.served() {
-            network::lease(manage, &attachment, vm.claim, vm.nic.address).await?;
-        }
+        let attachment = self
+            .networks
+            .ensure(
+                manage,
+                &vm.config.lan,
+                &vm.nic.network,
+                Some(vm.tenant(true)),
+            )
+            .await?;
         // A host-only interface that was made anew may have another name.
         if vm.attachment.as_ref() != Some(&attachment) {
             machine::attach(manage, vm.claim, &attachment).await?;
@@ -260,19 +251,14 @@ impl Driver for VirtualBoxDriver {
 
     async fn check(&self, specs: &[Spec]) -> Result<()> {
         let config = &self.config;
-        for (program, what) in [
-            (config.vboxmanage.as_path(), "speaks to VirtualBox"),
-            (Path::new(CONVERTER), "converts base images"),
-        ] {
-            if process::which(program).is_none() {
-                return Err(Error::new(
-                    Kind::Precheck,
-                    format!("`{}`, which {what}, is not installed", program.display()),
-                )
-                .hint("`forge doctor --driver virtualbox` shows what is missing"));
-            }
-        }
         let precheck = |error: Error| error.of_kind(Kind::Precheck);
+        if process::which(Path::new(CONVERTER)).is_none() {
+            return Err(Error::new(
+                Kind::Precheck,
+                format!("`{CONVERTER}`, which converts base images, is not installed"),
+            )
+            .hint("`forge doctor --driver virtualbox` shows what is missing"));
+        }
         let manage = self.manage(config);
         let (version, word) = manage.version().await.map_err(precheck)?;
         if version < OLDEST {
@@ -308,7 +294,8 @@ impl Driver for VirtualBoxDriver {
             }
         }
         if let Some(nic) = specs.iter().find_map(|spec| spec.nic.as_ref()) {
-            network::check(&manage, &config.lan, &nic.network)
+            self.networks
+                .check(&manage, version, &config.lan, &nic.network)
                 .await
                 .map_err(precheck)?;
         }
@@ -411,7 +398,7 @@ impl Driver for VirtualBoxDriver {
                 .call(&["controlvm", &claim.to_string(), "acpipowerbutton"])
                 .await
                 .map(drop),
-            (Power::Kill, _) => machine::off(&manage, claim).await,
+            (Power::Kill, _) => machine::off(&manage, claim).await.map(drop),
         }
     }
 
@@ -479,7 +466,7 @@ impl Driver for VirtualBoxDriver {
     async fn ensure_shared(&self, wanted: &Network) -> Result<()> {
         let manage = self.manage(&self.config);
         self.networks
-            .ensure(&manage, &self.config.lan, wanted)
+            .ensure(&manage, &self.config.lan, wanted, None)
             .await
             .map(drop)
     }

@@ -13,12 +13,14 @@
 mod disk;
 mod doctor;
 mod driver;
+mod hostonly;
 mod info;
 mod lan;
 mod machine;
 mod manage;
 mod network;
 mod options;
+mod server;
 mod vm;
 
 pub use doctor::{findings, ready};

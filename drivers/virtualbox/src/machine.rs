@@ -272,18 +272,18 @@ pub(crate) async fn patiently(manage: &Manage, words: &[&str]) -> Result<String>
     }
 }
 
-/// Switches a machine off. Off already: succeeds.
+/// Switches a machine off, and tells at what it rests, when it is there. Off already: succeeds.
 ///
 /// # Errors
 /// What VirtualBox said, or [`Kind::Timeout`] when it does not come to rest.
-pub(crate) async fn off(manage: &Manage, claim: Claim) -> Result<()> {
+pub(crate) async fn off(manage: &Manage, claim: Claim) -> Result<Option<State>> {
     let id = claim.to_string();
     let until = Instant::now() + REST;
     let mut said = None;
     loop {
         let state = info::show(manage, claim).await?.map(|info| info.state);
         match state {
-            None | Some(State::Stopped | State::Saved) => return Ok(()),
+            None | Some(State::Stopped | State::Saved) => return Ok(state),
             // It may go down by itself in this moment: what counts is the state.
             Some(State::Running | State::Paused | State::Error) => {
                 said = manage.call(&["controlvm", &id, "poweroff"]).await.err();
@@ -318,7 +318,10 @@ pub(crate) async fn raze(manage: &Manage, folder: &Folder) -> Result<()> {
         Found::Foreign(settings) => return Err(foreign(claim, &settings)),
         Found::Nothing => {}
         Found::Ours(_) => {
-            off(manage, claim).await?;
+            if off(manage, claim).await? == Some(State::Saved) {
+                // VirtualBox changes nothing of a machine whose state is saved.
+                manage.call(&["discardstate", &id]).await?;
+            }
             // VirtualBox would delete the base as well with the last disk that differs from it. Where nothing is
             // attached it refuses, which is as good.
             let detach = attachment_of(&id, "0", "hdd", "none");

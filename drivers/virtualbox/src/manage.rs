@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forge_driver::hold::{self, Work};
 use forge_driver::process::Output;
-use forge_driver::{Error, Kind, Result, atomic, hold, process};
+use forge_driver::{Error, Kind, Result, atomic, process};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
@@ -17,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(120);
 
 /// The oldest VirtualBox whose commands are those that forge uses.
-pub(crate) const OLDEST: Version = Version(6, 1);
+pub(crate) const OLDEST: Version = Version(6, 1, 0);
 
 /// One command at a time: two that start VirtualBox's service at once hinder each other, and it was seen to hang when
 /// two machines got their disks at the same moment. Within this process the turn is this lock's, among all of a user
@@ -36,9 +37,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What begins each line of an error.
 const PREFIX: &str = "VBoxManage: error: ";
 
-/// A version of VirtualBox: what is before and after the first dot.
+/// A version of VirtualBox: the numbers between the dots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version(pub(crate) u32, pub(crate) u32);
+pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -94,13 +95,16 @@ impl Manage {
 
     /// Runs one command, in its turn.
     async fn run(&self, words: &[&str], deadline: Duration) -> Result<Output> {
+        let program = process::which(&self.program).ok_or_else(|| missing(&self.program))?;
         let _turn = TURN.lock().await;
         atomic::private_folder(&self.gate)?;
-        let _one = hold::work(&self.gate).await?;
+        let one = hold::work(&self.gate).await.map_err(|error| {
+            error.hint("a `VBoxManage` of another command may hang (`ps -C VBoxManage`): end it, then run the same command again")
+        })?;
         let mut tries = TRIES;
         loop {
             tries -= 1;
-            let output = self.once(words, deadline).await?;
+            let output = once(&program, words, one.as_ref(), deadline).await?;
             let reached = output.status.success()
                 || !String::from_utf8_lossy(&output.stderr).contains(UNREACHED);
             if reached || tries == 0 {
@@ -109,19 +113,58 @@ impl Manage {
             sleep(PAUSE).await;
         }
     }
+}
 
-    /// Runs one command. It and what it starts inherit nothing: VirtualBox's service and its machines live on, and
-    /// would hold the locks of the store.
-    async fn once(&self, words: &[&str], deadline: Duration) -> Result<Output> {
-        let mut command = Command::new(&self.program);
-        command
-            .args(words)
-            // English, and paths as they are.
-            .env("LC_ALL", "C.UTF-8")
-            .env_remove("LANGUAGE");
-        process::detach(command.as_std_mut(), &[]);
-        process::run(command, None, deadline).await
-    }
+/// Runs one command. Its turn lasts until it ends, also when forge is killed: the next command then finds what it did. It
+/// inherits nothing itself, because VirtualBox's service and its machines live on.
+async fn once(
+    program: &Path,
+    words: &[&str],
+    turn: Option<&Work>,
+    deadline: Duration,
+) -> Result<Output> {
+    let settings = |command: &mut Command| {
+        // English, and paths as they are.
+        command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
+    };
+    let done = match turn {
+        Some(turn) => {
+            process::run_holding(program, words, turn.shared()?, settings, deadline).await
+        }
+        None => Err(Error::new(
+            Kind::Io,
+            "the folder of forge's runtime files was removed",
+        )),
+    };
+    done.map_err(|error| {
+        let what = format!("`VBoxManage {}`", words.first().copied().unwrap_or_default());
+        match error.kind() {
+            Kind::Timeout => Error::new(
+                Kind::Timeout,
+                format!("{what} did not end within {} s", deadline.as_secs()),
+            )
+            .hint("VirtualBox's service may hang: end `VBoxSVC` when no machine runs, then run the same command again"),
+            _ => error.context(format!("failed to run {what}")),
+        }
+    })
+}
+
+/// The error for a VBoxManage that cannot be run.
+pub(crate) fn missing(program: &Path) -> Error {
+    let (what, hint) = if program.is_file() {
+        (
+            "cannot be executed",
+            "make it executable, or name another one with `--virtualbox-vboxmanage`",
+        )
+    } else {
+        (
+            "which speaks to VirtualBox, is not installed",
+            "`forge doctor --driver virtualbox` shows what is missing; `--virtualbox-vboxmanage` names one elsewhere",
+        )
+    };
+    let name = program.display();
+    let comma = if program.is_file() { "" } else { "," };
+    Error::new(Kind::Unavailable, format!("`{name}`{comma} {what}")).hint(hint)
 }
 
 /// A path as a word for VBoxManage.
@@ -262,12 +305,13 @@ pub(crate) fn without_module() -> bool {
 fn parse_version(word: &str) -> Option<Version> {
     let mut parts = word.split('.');
     let number = |part: Option<&str>| part?.parse::<u32>().ok();
-    let version = Version(number(parts.next())?, number(parts.next())?);
+    let (major, minor) = (number(parts.next())?, number(parts.next())?);
     // The third begins with a digit and ends with a revision, such as `4_Debianr170995`.
-    parts
-        .next()?
-        .starts_with(|c: char| c.is_ascii_digit())
-        .then_some(version)
+    let third = parts.next()?;
+    let end = third
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(third.len());
+    Some(Version(major, minor, third[..end].parse().ok()?))
 }
 
 #[cfg(test)]
@@ -276,12 +320,12 @@ mod tests {
 
     #[test]
     fn versions_are_read_and_compared() {
-        assert_eq!(parse_version("7.2.4_Debianr170995"), Some(Version(7, 2)));
-        assert_eq!(parse_version("6.1.50r161033"), Some(Version(6, 1)));
+        assert_eq!(parse_version("7.2.4_Debianr170995"), Some(Version(7, 2, 4)));
+        assert_eq!(parse_version("6.1.50r161033"), Some(Version(6, 1, 50)));
         for text in ["", "7", "7.2", "seven.2.1", "error: no 7.2.4"] {
             assert_eq!(parse_version(text), None, "{text}");
         }
-        assert!(Version(6, 0) < OLDEST && Version(7, 0) > OLDEST);
+        assert!(Version(6, 0, 24) < OLDEST && Version(7, 0, 0) > OLDEST);
     }
 
     #[test]

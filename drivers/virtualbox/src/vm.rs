@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::lan::Lan;
 use crate::network::Attachment;
 use crate::options::{Config, word};
+use crate::server::Tenant;
 
 /// The format that is written.
 const FORMAT: u32 = 1;
@@ -106,6 +107,15 @@ impl Vm {
     /// Every rule that leads to it.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &Forward> {
         self.forwards.iter().chain(&self.published)
+    }
+
+    /// The lease that is its own; `settled` when the server has been told of it.
+    pub(crate) fn tenant(&self, settled: bool) -> Tenant {
+        Tenant {
+            claim: self.claim,
+            address: self.nic.address,
+            settled,
+        }
     }
 
     /// What the caller of the driver gets to see. The address behind NAT is the same for every machine: it is none

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -58,6 +59,50 @@ pub(crate) fn stock(program: &Path, home: &Path) {
         fs::remove_dir_all(home.join("images")).ok();
     }
     panic!("the image cannot be copied from {}", from.display());
+}
+
+/// Puts an image into a store that holds nothing.
+pub(crate) fn blank(home: &Path) {
+    let id = "forge-debian-12-empty";
+    let folder = home.join("images").join(id);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .expect("mkdir");
+    let disk = folder.join("disk.qcow2");
+    let size = 64_u64 << 20;
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2"])
+        .arg(&disk)
+        .arg(size.to_string());
+    run(&mut make, b"", Duration::from_secs(20)).ok();
+    let sum = run(
+        Command::new("sha256sum").arg(&disk),
+        b"",
+        Duration::from_secs(20),
+    )
+    .ok()
+    .text();
+    let meta = fs::metadata(&disk).expect("the disk");
+    let record = serde_json::json!({
+        "format": 1,
+        "id": id,
+        "name": "forge-debian-12",
+        "kind": "built",
+        "first_boot": "forge-seed",
+        "size": size,
+        "cmdline": null,
+        "created": "2026-01-01T00:00:00Z",
+        "provenance": [],
+        "files": [{
+            "name": "disk.qcow2",
+            "length": meta.len(),
+            "changed": i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            "sha256": sum.split(' ').next(),
+        }],
+    });
+    fs::write(folder.join("image.json"), record.to_string()).expect("the record of the image");
 }
 
 /// A number for everything that goes into an image.

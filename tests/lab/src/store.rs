@@ -51,6 +51,13 @@ impl Store {
         store
     }
 
+    /// A fresh store whose only image is an empty disk: machines of it are made and started, and never answer.
+    pub fn blank(program: &str) -> Self {
+        let store = Self::empty(program);
+        cache::blank(&store.home);
+        store
+    }
+
     /// A fresh store of a plain user, without an image.
     pub fn of(user: User, program: &str) -> Self {
         let Some(home) = user.home() else {

@@ -1,0 +1,255 @@
+//! Kills at every call of VBoxManage: forge is killed before it, or while it goes on alone; then the same command
+//! again, or a removal. There is never a machine that forge does not know, never two of one, and in the end nothing.
+//!
+//! The machines are the real VBoxManage's; their disks are empty, so nobody waits for a boot. Needs root, for name
+//! spaces (`tests/lab/with-virtualbox`).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use forge_lab::{Ran, Steps, Store, run};
+
+const FORGE: &str = env!("CARGO_BIN_EXE_forge");
+const WRAPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/with-virtualbox");
+
+/// How long all of it may take.
+const DEADLINE: Duration = Duration::from_secs(1800);
+
+/// How long one command may.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What `kill -9` ends a process with, and what `abort` does.
+const KILLED: i32 = 128 + 9;
+const ABORTED: i32 = 128 + 6;
+
+/// Where a creation is over for the driver: nobody waits for the guest here.
+const MADE: &str = "1 after driver.create";
+
+#[test]
+fn lab_virtualbox_kills() {
+    if std::env::var_os("FORGE_VIRTUALBOX_INSIDE").is_some() {
+        return inside();
+    }
+    forge_lab::run_inside(FORGE, &[WRAPPER], "lab_virtualbox_kills", DEADLINE);
+}
+
+/// When forge is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// Before the call, which is not made.
+    Before,
+    /// Before the call, which is made some time later: by a program that nobody waits for any more.
+    Late,
+}
+
+/// A VBoxManage that notes every call and kills the forge that makes the chosen one.
+struct Gun {
+    folder: tempfile::TempDir,
+}
+
+impl Gun {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let real = run(
+            Command::new("sh").args(["-c", "command -v VBoxManage"]),
+            b"",
+            PATIENCE,
+        )
+        .ok()
+        .text();
+        let here = folder.path().display();
+        let script = format!(
+            "#!/bin/sh\n\
+             number=$(($(wc -l <'{here}/calls') + 1))\n\
+             printf '%s\\n' \"$*\" | tr '\\n' ' ' >>'{here}/calls'\n\
+             echo >>'{here}/calls'\n\
+             case \"$(cat '{here}/aim')\" in\n\
+             \"Before $number\") kill -KILL \"$(cat '{here}/pid')\"; exit 1 ;;\n\
+             \"Late $number\") kill -KILL \"$(cat '{here}/pid')\"; sleep 0.4 ;;\n\
+             esac\n\
+             exec '{real}' \"$@\"\n"
+        );
+        let file = folder.path().join("VBoxManage");
+        fs::write(&file, script).expect("written");
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("chmod");
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a command of forge's through this program, killed at a call when one is chosen, aborted at a point when
+    /// one is named.
+    fn forge(&self, store: &Store, words: &str, kill: Option<(When, usize)>, point: &str) -> Ran {
+        fs::write(self.file("calls"), "").expect("written");
+        let aim = kill.map_or(String::new(), |(when, number)| format!("{when:?} {number}"));
+        fs::write(self.file("aim"), aim).expect("written");
+        let words: Vec<&str> = words.split(' ').collect();
+        let forge = store.command(&words);
+        // Its process is known before it begins.
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ >\"$1\"; shift; exec \"$@\"", "sh"]);
+        command.arg(self.file("pid")).arg(forge.get_program());
+        command.args(forge.get_args());
+        for (name, value) in forge.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let path = std::env::var("PATH").expect("a path");
+        command
+            .env("PATH", format!("{}:{path}", self.folder.path().display()))
+            .env("FORGE_ABORT_AT", point);
+        run(&mut command, b"", PATIENCE)
+    }
+
+    /// The calls of the last command.
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.file("calls")).expect("calls");
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+fn manage(words: &str) -> String {
+    let words: Vec<&str> = words.split(' ').collect();
+    run(Command::new("VBoxManage").args(&words), b"", PATIENCE)
+        .ok()
+        .text()
+}
+
+/// The machines of a list.
+fn machines(list: &str) -> Vec<String> {
+    let text = manage(list);
+    let lines = text.lines().filter(|line| line.starts_with('"'));
+    lines.map(str::to_owned).collect()
+}
+
+/// A call that changes nothing.
+fn asks(call: &str) -> bool {
+    ["--version", "list ", "showvminfo "]
+        .iter()
+        .any(|word| call.starts_with(word))
+}
+
+/// Where a command of these calls is killed: at each that changes something, before and within by turns; in the long run
+/// at all of them, in both ways.
+fn places(calls: &[String]) -> Vec<(When, usize)> {
+    let all = std::env::var_os("FORGE_LAB_KILLS").is_some();
+    let numbered = calls.iter().zip(1..);
+    if all {
+        return numbered
+            .flat_map(|(_, number)| [(When::Before, number), (When::Late, number)])
+            .collect();
+    }
+    let changing = numbered.filter(|(call, _)| !asks(call));
+    let ways = [When::Late, When::Before].into_iter().cycle();
+    ways.zip(changing.map(|(_, number)| number)).collect()
+}
+
+/// What VirtualBox has is what forge lists.
+fn known(store: &Store, at: &str) {
+    let listed = store.json(&["ls"]);
+    let listed = listed.as_array().expect("a list");
+    for line in machines("list vms") {
+        let known = listed.iter().any(|machine| {
+            let name = machine["name"].as_str().unwrap_or_default();
+            line.ends_with(&format!("{{{}}}", store.claim(name)))
+        });
+        assert!(known, "{at}: forge does not know {line}");
+    }
+}
+
+/// Nothing is left of any machine: not in VirtualBox, not in the store.
+fn nothing(store: &Store, at: &str) {
+    assert_eq!(store.ok(&["ls", "-q"]), "", "{at}");
+    assert_eq!(machines("list vms"), [""; 0], "{at}");
+    for list in ["hdds", "dvds"] {
+        let left = manage(&format!("list {list}"));
+        assert!(!left.contains("Location:"), "{at}: {left}");
+    }
+    let servers = manage("list dhcpservers");
+    let servers: Vec<&str> = servers
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("NetworkName:")?.trim()))
+        .filter(|name| !name.starts_with("HostInterfaceNetworking"))
+        .collect();
+    assert_eq!(servers, [""; 0], "{at}");
+    let left = |folder: &Path| -> Vec<String> {
+        fs::read_dir(folder)
+            .map(|all| all.flatten().collect::<Vec<_>>())
+            .unwrap_or_default()
+            .iter()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    };
+    let driver = store.home().join("drivers/virtualbox");
+    let mut folders = left(&driver);
+    folders.retain(|name| !["bases", "networks"].contains(&name.as_str()));
+    assert_eq!(folders, [""; 0], "{at}");
+    assert_eq!(left(&driver.join("networks")), [""; 0], "{at}");
+    assert_eq!(left(&store.home().join("machines")), [""; 0], "{at}");
+}
+
+const CREATE: &str = "create --driver virtualbox k1";
+const RM: &str = "rm -f k1";
+
+fn inside() {
+    let mut steps = Steps::new("virtualbox: kills");
+    let store = Store::blank(FORGE);
+    let gun = Gun::new();
+    // The base image is converted once; that is a call of another program.
+    gun.forge(&store, CREATE, None, MADE).exits(ABORTED);
+    gun.forge(&store, RM, None, "").ok();
+    nothing(&store, "at first");
+
+    steps.step("create");
+    gun.forge(&store, CREATE, None, MADE).exits(ABORTED);
+    let places_of_create = places(&gun.calls());
+    gun.forge(&store, RM, None, "").ok();
+    let removal = gun.calls();
+    nothing(&store, "undisturbed");
+    for (round, (when, number)) in places_of_create.iter().enumerate() {
+        let killed = gun.forge(&store, CREATE, Some((*when, *number)), MADE);
+        let call = gun.calls().last().cloned().unwrap_or_default();
+        let at = format!("`create` killed {when:?} {number}, `{call}`");
+        assert_eq!(killed.code, KILLED, "{at}: {killed}");
+        // Every second one of each way is removed at once.
+        if round % 4 < 2 {
+            let again = gun.forge(&store, CREATE, None, MADE);
+            assert_eq!(again.code, ABORTED, "{at}: {again}");
+            let id = format!("{{{}}}", store.claim("k1"));
+            for list in ["list vms", "list runningvms"] {
+                let there = machines(list);
+                assert!(
+                    there.len() == 1 && there[0].ends_with(&id),
+                    "{at}: {there:?}"
+                );
+            }
+        }
+        known(&store, &at);
+        let removed = gun.forge(&store, RM, None, "");
+        assert_eq!(removed.code, 0, "{at}: {removed}");
+        nothing(&store, &at);
+    }
+    steps.note(&format!("{} kills", places_of_create.len()));
+
+    steps.step("rm");
+    let places_of_removal = places(&removal);
+    for (when, number) in &places_of_removal {
+        gun.forge(&store, CREATE, None, MADE).exits(ABORTED);
+        let killed = gun.forge(&store, RM, Some((*when, *number)), "");
+        let call = gun.calls().last().cloned().unwrap_or_default();
+        let at = format!("`rm` killed {when:?} {number}, `{call}`");
+        assert_eq!(killed.code, KILLED, "{at}: {killed}");
+        known(&store, &at);
+        let removed = gun.forge(&store, RM, None, "");
+        assert_eq!(removed.code, 0, "{at}: {removed}");
+        nothing(&store, &at);
+    }
+    steps.note(&format!("{} kills", places_of_removal.len()));
+}
