@@ -13,6 +13,7 @@
 mod disk;
 mod doctor;
 mod driver;
+mod former;
 mod hostonly;
 mod info;
 mod lan;
@@ -25,5 +26,6 @@ mod vm;
 
 pub use doctor::{findings, ready};
 pub use driver::VirtualBoxDriver;
+pub use former::Former;
 pub use lan::Lan;
 pub use options::{Config, Firmware, NicType, Options, Promiscuous, UiType};

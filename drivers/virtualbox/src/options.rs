@@ -9,6 +9,7 @@ use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::former::Former;
 use crate::lan::{self, Lan};
 
 /// What a user can choose about machines of this driver. Every field may be absent, so that flags,
@@ -166,6 +167,10 @@ pub struct Options {
         hide_env_values = true
     )]
     pub vboxmanage: Option<PathBuf>,
+    /// What docker-machine had besides.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub former: Former,
 }
 
 /// A network card that VirtualBox has.
@@ -303,6 +308,7 @@ impl Config {
     /// # Errors
     /// [`Kind::Usage`] for values that make no sense, whatever the host.
     pub fn resolve(options: &Options, matches: Option<&ArgMatches>) -> Result<(Self, Origins)> {
+        options.former.check()?;
         let origins = [
             ("virtualbox-memory", options.memory.is_some()),
             ("virtualbox-cpu-count", options.cpu_count.is_some()),
@@ -563,6 +569,23 @@ mod tests {
                 .deepest_hint()
                 .is_some_and(|hint| hint.contains("`20G`"))
         );
+    }
+
+    #[test]
+    fn what_docker_machine_had_besides_is_taken_or_refused_with_a_way_out() {
+        let words = ["--virtualbox-no-share", "--virtualbox-no-vtx-check=true"];
+        let (config, _) = resolved(&words).expect("nothing to do");
+        assert_eq!(config, Config::default());
+        for words in [
+            ["--virtualbox-share-folder", "/home:home"],
+            ["--virtualbox-boot2docker-url", "https://example.org/x.iso"],
+            ["--virtualbox-import-boot2docker-vm", "boot2docker-vm"],
+        ] {
+            let error = resolved(&words).expect_err("not done");
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.message().contains(words[0]), "{}", error.message());
+            assert!(error.deepest_hint().is_some(), "{}", error.message());
+        }
     }
 
     #[test]
