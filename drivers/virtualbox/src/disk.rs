@@ -118,7 +118,11 @@ pub(crate) async fn differ(manage: &Manage, disk: &Path, base: &Path, bytes: u64
     ];
     manage
         .call(&[&make[..], &["--diffparent", text(base)?]].concat())
-        .await?;
+        .await
+        .map_err(|error| {
+            let what = format!("failed to make a disk that differs from `{}`", base.display());
+            error.context(what).hint("when that file is damaged and no other machine's disk differs from it: remove it, then run the same command again, which makes it anew")
+        })?;
     let size = bytes.to_string();
     manage
         .call(&["modifymedium", "disk", disk, "--resizebyte", &size])

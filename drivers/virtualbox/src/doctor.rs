@@ -7,7 +7,7 @@ use forge_driver::{DriverHome, Finding, process};
 use tokio::process::Command;
 
 use crate::disk::CONVERTER;
-use crate::manage::{Manage, OLDEST, without_module};
+use crate::manage::{Manage, OLDEST, UNKNOWN, without_module};
 use crate::options::Config;
 
 /// The packages of VirtualBox and of its kernel module, where a distribution has them.
@@ -36,6 +36,9 @@ pub async fn findings(config: &Config, home: &DriverHome) -> Vec<Finding> {
         .version()
         .await
     {
+        Ok((version, word)) if version >= UNKNOWN => Ok(format!(
+            "VirtualBox {word}, newer than any that forge was tried with"
+        )),
         Ok((version, word)) if version >= OLDEST => Ok(format!("VirtualBox {word}")),
         Ok((_, word)) => Err(format!(
             "VirtualBox {word} is too old, {OLDEST} is the oldest that will do"
@@ -146,6 +149,7 @@ mod tests {
         for (says, ok, told) in [
             ("6.0.24r139119", false, "too old"),
             ("7.1.4r165100", true, "VirtualBox 7.1.4r165100"),
+            ("8.0.0r170000", true, "newer than any"),
             ("good morning", false, "good morning"),
         ] {
             std::fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).expect("written");

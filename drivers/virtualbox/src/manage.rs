@@ -20,6 +20,9 @@ const START: Duration = Duration::from_secs(120);
 /// The oldest VirtualBox whose commands are those that forge uses.
 pub(crate) const OLDEST: Version = Version(6, 1, 0);
 
+/// The first one that forge was never tried with.
+pub(crate) const UNKNOWN: Version = Version(7, 3, 0);
+
 /// One command at a time: two that start VirtualBox's service at once hinder each other, and it was seen to hang when
 /// two machines got their disks at the same moment. Within this process the turn is this lock's, among all of a user
 /// one of the file system's.
@@ -248,10 +251,12 @@ fn understood(words: &[&str], said: &str, status: &str) -> Error {
         _ => Kind::Failed,
     };
     let what = words.first().copied().unwrap_or_default();
-    let reason = if reasons.is_empty() {
-        format!("it ended with {status}: {}", process::tail(said, 3))
-    } else {
-        reasons.join(": ")
+    let reason = match (reasons.is_empty(), process::tail(said, 3)) {
+        (false, _) => reasons.join(": "),
+        (true, silent) if silent.is_empty() => {
+            format!("it ended with {status}, and said nothing")
+        }
+        (true, tail) => format!("it ended with {status}: {tail}"),
     };
     let error = Error::new(kind, format!("VirtualBox refused `{what}`")).because(reason);
     match hint(what, said) {
@@ -326,6 +331,34 @@ mod tests {
             assert_eq!(parse_version(text), None, "{text}");
         }
         assert!(Version(6, 0, 24) < OLDEST && Version(7, 0, 0) > OLDEST);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_hangs_is_ended_and_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let turn = hold::work(folder.path()).await.expect("a turn");
+        let error = once(
+            Path::new("sleep"),
+            &["30"],
+            turn.as_ref(),
+            Duration::from_millis(100),
+        )
+        .await
+        .expect_err("too long");
+        assert_eq!(error.kind(), Kind::Timeout);
+        assert!(
+            error
+                .message()
+                .starts_with("`VBoxManage 30` did not end within")
+        );
+        assert!(
+            error
+                .deepest_hint()
+                .is_some_and(|hint| hint.contains("VBoxSVC"))
+        );
+        drop(turn);
+        let again = hold::work_within(folder.path(), Duration::from_secs(5)).await;
+        assert!(again.expect("nobody has it").is_some());
     }
 
     #[test]
