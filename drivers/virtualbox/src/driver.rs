@@ -15,7 +15,7 @@ use crate::info::{self, Info, is_rule_name, rule_of};
 use crate::lan::Lan;
 use crate::machine::{self, Files, Found, patiently};
 use crate::manage::{Manage, OLDEST};
-use crate::network::{self, Networks};
+use crate::network::{self, Attachment, Networks};
 use crate::options::{Config, word};
 use crate::vm::{Folder, Vm};
 
@@ -122,10 +122,10 @@ impl VirtualBoxDriver {
         vm: &mut Vm,
         folder: &Folder,
         manage: &Manage,
-        state: State,
+        info: &Info,
     ) -> Result<()> {
         let id = vm.claim.to_string();
-        match state {
+        match info.state {
             State::Running | State::Starting | State::Stopping => Ok(()),
             State::Paused => manage.call(&["controlvm", &id, "resume"]).await.map(drop),
             State::Error => Err(Error::new(
@@ -133,15 +133,22 @@ impl VirtualBoxDriver {
                 format!("the machine `{}` has stopped with an error of VirtualBox", vm.name),
             )
             .hint("its log is `VBox.log` in the folder `Logs` beside its settings; `forge kill` switches it off")),
-            _ => {
-                self.connect(vm, folder, manage).await?;
+            state => {
+                let attachment = self.connect(vm, folder, manage).await?;
+                // Of a machine whose state is saved VirtualBox changes nothing.
+                if state == State::Stopped {
+                    let base = self.bases.file(&vm.base);
+                    machine::mend(manage, vm, folder, &base, info, &attachment).await?;
+                    let rules: Vec<Forward> = vm.rules().copied().collect();
+                    change_rules(manage, vm.claim, info, &rules).await?;
+                }
                 self.start(vm, manage).await
             }
         }
     }
 
     /// What the machine's second interface is on is there, with its lease: somebody may have removed them since.
-    async fn connect(&self, vm: &mut Vm, folder: &Folder, manage: &Manage) -> Result<()> {
+    async fn connect(&self, vm: &mut Vm, folder: &Folder, manage: &Manage) -> Result<Attachment> {
         let attachment = self
             .networks
             .ensure(
@@ -153,11 +160,10 @@ impl VirtualBoxDriver {
             .await?;
         // A host-only interface that was made anew may have another name.
         if vm.attachment.as_ref() != Some(&attachment) {
-            machine::attach(manage, vm.claim, &attachment).await?;
-            vm.attachment = Some(attachment);
+            vm.attachment = Some(attachment.clone());
             folder.write(vm)?;
         }
-        Ok(())
+        Ok(attachment)
     }
 
     async fn start(&self, vm: &Vm, manage: &Manage) -> Result<()> {
@@ -376,7 +382,7 @@ impl Driver for VirtualBoxDriver {
         match folder.read()? {
             Some(vm) if vm.whole && !vm.leaving => {
                 let (mut vm, _, info) = self.own(&folder).await?;
-                self.power_on(&mut vm, &folder, &manage, info.state).await?;
+                self.power_on(&mut vm, &folder, &manage, &info).await?;
                 Ok(vm.instance())
             }
             _ => {
@@ -392,12 +398,19 @@ impl Driver for VirtualBoxDriver {
         let _work = folder.work().await?;
         let (mut vm, manage, info) = self.own(&folder).await?;
         match (power, info.state) {
-            (Power::On, state) => self.power_on(&mut vm, &folder, &manage, state).await,
+            (Power::On, _) => self.power_on(&mut vm, &folder, &manage, &info).await,
             (_, State::Stopped | State::Saved) => Ok(()),
-            (Power::Shutdown, _) => manage
-                .call(&["controlvm", &claim.to_string(), "acpipowerbutton"])
-                .await
-                .map(drop),
+            (Power::Shutdown, state) => {
+                let id = claim.to_string();
+                // A guest that stands still hears of no button.
+                if state == State::Paused {
+                    manage.call(&["controlvm", &id, "resume"]).await?;
+                }
+                manage
+                    .call(&["controlvm", &id, "acpipowerbutton"])
+                    .await
+                    .map(drop)
+            }
             (Power::Kill, _) => machine::off(&manage, claim).await.map(drop),
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct Info {
     pub(crate) settings: PathBuf,
     /// The rules by which NAT leads to it, by name.
     pub(crate) forwards: BTreeMap<String, Forward>,
+    /// Everything else, by VirtualBox's keys.
+    pub(crate) values: BTreeMap<String, String>,
 }
 
 /// What is registered under a UUID.
@@ -106,6 +108,7 @@ fn parse(text: &str) -> Option<Info> {
         state: state(values.get("VMState")?)?,
         settings: values.get("CfgFile")?.into(),
         forwards,
+        values,
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forge_driver::{Claim, Error, Kind, Result, Seed, State, atomic, seed};
+use forge_driver::{Claim, Error, Kind, Mac, Result, Seed, State, atomic, seed};
 use tokio::time::{Instant, sleep};
 
 use crate::disk::{self, Medium};
@@ -177,17 +177,10 @@ fn attachment_of<'a>(id: &'a str, port: &'a str, kind: &'a str, medium: &'a str)
 fn hardware(vm: &Vm, files: &Files<'_>, attachment: &Attachment) -> Result<Vec<String>> {
     let config = &vm.config;
     let switch = |on: bool| if on { "on" } else { "off" };
-    let mac = |mac: &forge_driver::Mac| mac.to_string().replace(':', "").to_uppercase();
     let console = files.console();
     let memory = config.memory_mib.to_string();
     let cpus = config.cpus.to_string();
-    let (outer, inner) = (mac(&vm.outer_mac), mac(&vm.nic.mac));
-    let (firmware, nat, lan) = (
-        word(config.firmware),
-        word(config.nat_nic),
-        word(config.lan_nic),
-    );
-    let promiscuous = word(config.promiscuous);
+    let firmware = word(config.firmware);
     let mut words: Vec<&str> = vec![
         "--memory",
         &memory,
@@ -209,28 +202,10 @@ fn hardware(vm: &Vm, files: &Files<'_>, attachment: &Attachment) -> Result<Vec<S
         "file",
         text(&console)?,
     ]);
-    words.extend([
-        "--nic1",
-        "nat",
-        "--nictype1",
-        &nat,
-        "--macaddress1",
-        &outer,
-        "--cableconnected1",
-        "on",
-    ]);
     words.extend(["--natdnshostresolver1", switch(config.host_resolver)]);
     words.extend(["--natdnsproxy1", switch(config.dns_proxy)]);
-    words.extend([
-        "--nictype2",
-        &lan,
-        "--macaddress2",
-        &inner,
-        "--cableconnected2",
-        "on",
-    ]);
-    words.extend(["--nicpromisc2", &promiscuous]);
-    words.extend(attached(attachment));
+    let adapters = adapters(vm, attachment);
+    words.extend(adapters.iter().map(String::as_str));
     let rules: Vec<String> = vm.rules().map(|forward| rule_of(forward).1).collect();
     for rule in &rules {
         words.extend(["--natpf1", rule]);
@@ -238,21 +213,94 @@ fn hardware(vm: &Vm, files: &Files<'_>, attachment: &Attachment) -> Result<Vec<S
     Ok(words.into_iter().map(str::to_owned).collect())
 }
 
-fn attached(attachment: &Attachment) -> [&str; 4] {
-    match attachment {
-        Attachment::Internal(name) => ["--nic2", "intnet", "--intnet2", name],
-        Attachment::HostOnly(interface) => ["--nic2", "hostonly", "--hostonlyadapter2", interface],
-    }
+/// A hardware address in VirtualBox's words.
+fn plain(mac: &Mac) -> String {
+    mac.to_string().replace(':', "").to_uppercase()
 }
 
-/// Attaches the second interface of a machine that is off to another network.
+/// The words for both interfaces.
+fn adapters(vm: &Vm, attachment: &Attachment) -> Vec<String> {
+    let config = &vm.config;
+    let (outer, inner) = (plain(&vm.outer_mac), plain(&vm.nic.mac));
+    let (nat, lan) = (word(config.nat_nic), word(config.lan_nic));
+    let promiscuous = word(config.promiscuous);
+    let mut words = vec!["--nic1", "nat", "--nictype1", &nat];
+    words.extend(["--macaddress1", &outer, "--cableconnected1", "on"]);
+    words.extend(["--nictype2", &lan, "--macaddress2", &inner]);
+    words.extend(["--cableconnected2", "on", "--nicpromisc2", &promiscuous]);
+    words.extend(match attachment {
+        Attachment::Internal(name) => ["--nic2", "intnet", "--intnet2", name],
+        Attachment::HostOnly(interface) => ["--nic2", "hostonly", "--hostonlyadapter2", interface],
+    });
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// Brings a machine that is off back to what it was made as, where somebody changed what it cannot be reached without: its
+/// interfaces, its disk.
 ///
 /// # Errors
-/// What VirtualBox said.
-pub(crate) async fn attach(manage: &Manage, claim: Claim, attachment: &Attachment) -> Result<()> {
-    let id = claim.to_string();
-    let words = [&["modifyvm", &id][..], &attached(attachment)].concat();
-    patiently(manage, &words).await.map(drop)
+/// [`Kind::Corrupt`] when its disk or the base of that is gone; what VirtualBox said.
+pub(crate) async fn mend(
+    manage: &Manage,
+    vm: &Vm,
+    folder: &Folder,
+    base: &Path,
+    info: &Info,
+    attachment: &Attachment,
+) -> Result<()> {
+    let id = vm.claim.to_string();
+    let disk = Files(folder.path()).disk();
+    for (file, what) in [
+        (disk.as_path(), "its disk"),
+        (base, "the base image that its disk differs from"),
+    ] {
+        if !file.exists() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{what}, `{}`, is gone: machine `{}` cannot start",
+                    file.display(),
+                    vm.name
+                ),
+            )
+            .hint(format!(
+                "bring that very file back, from a backup for example; else remove the machine: `forge rm {}`",
+                vm.name
+            )));
+        }
+    }
+    if rewired(vm, info, attachment) {
+        let words = adapters(vm, attachment);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        patiently(manage, &[&["modifyvm", &id][..], &words].concat()).await?;
+    }
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let there = info.values.get(&format!("{CONTROLLER}-0-0"));
+    if there.is_none_or(|there| real(Path::new(there)) != real(&disk)) {
+        patiently(manage, &attachment_of(&id, "0", "hdd", text(&disk)?)).await?;
+    }
+    Ok(())
+}
+
+/// Whether an interface of a machine is on something else than it was made for.
+fn rewired(vm: &Vm, info: &Info, attachment: &Attachment) -> bool {
+    let (outer, inner) = (plain(&vm.outer_mac), plain(&vm.nic.mac));
+    let (kind, key, name) = match attachment {
+        Attachment::Internal(name) => ("intnet", "intnet2", name),
+        Attachment::HostOnly(name) => ("hostonly", "hostonlyadapter2", name),
+    };
+    let wanted = [
+        ("nic1", "nat"),
+        ("macaddress1", &outer),
+        ("cableconnected1", "on"),
+        ("nic2", kind),
+        (key, name),
+        ("macaddress2", &inner),
+        ("cableconnected2", "on"),
+    ];
+    wanted
+        .iter()
+        .any(|(key, value)| info.values.get(*key).is_none_or(|there| there != value))
 }
 
 /// Changes the settings of a machine that is off or was so a moment ago, or a running one's: VirtualBox lets go of

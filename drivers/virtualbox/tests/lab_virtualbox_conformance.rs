@@ -331,9 +331,91 @@ async fn what_was_changed_behind_forge_s_back_is_told_and_removed() {
         driver.set_power(claim, Power::Kill).await.expect("off");
     }
     std::fs::remove_file(store.home().dir.join("bases/empty.vdi")).expect("removed");
+    let error = driver.set_power(spec.claim, Power::On).await;
+    let error = error.expect_err("without its base");
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(
+        error.message().contains("/bases/empty.vdi`, is gone"),
+        "{}",
+        error.line()
+    );
     for claim in [spec.claim, other.claim] {
         driver.destroy(claim).await.expect("destroyed");
     }
+    driver
+        .release_shared(&store.network)
+        .await
+        .expect("released");
+    assert_eq!(known(&store), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hand_did_to_a_machine_is_told_and_mended() {
+    let store = Store::new();
+    let driver = store.driver();
+    let spec = store.spec();
+    driver.create(&spec).await.expect("made");
+    let id = spec.claim.to_string();
+    let state = || async { driver.observe(&[spec.claim]).await.expect("observed")[0].state };
+    for power in [Power::Shutdown, Power::On] {
+        said(&["controlvm", &id, "pause"]);
+        assert_eq!(state().await, State::Paused);
+        driver.set_power(spec.claim, power).await.expect("asked");
+        assert_eq!(state().await, State::Running, "{power:?}");
+    }
+    said(&["controlvm", &id, "savestate"]);
+    assert_eq!(state().await, State::Saved);
+    driver.create(&spec).await.expect("goes on");
+    assert_eq!(state().await, State::Running);
+
+    // Renamed, off its network, without its disk, its ports and the server.
+    driver
+        .set_power(spec.claim, Power::Kill)
+        .await
+        .expect("off");
+    let network = format!("forge-{}", &store.network.id.simple().to_string()[..8]);
+    let rule = format!("forge-{}-2222", spec.forwards[0].host.ip());
+    said(&["modifyvm", &id, "--name", "other", "--nic2", "none"]);
+    said(&["modifyvm", &id, "--natpf1", "delete", &rule]);
+    let slot = ["--storagectl", "IDE", "--port", "0", "--device", "0"];
+    said(&[&["storageattach", &id][..], &slot, &["--medium", "none"]].concat());
+    said(&["dhcpserver", "remove", "--network", &network]);
+    driver
+        .set_power(spec.claim, Power::On)
+        .await
+        .expect("mended");
+    assert_eq!(state().await, State::Running);
+    let shown = said(&["showvminfo", &id, "--machinereadable"]);
+    for line in [
+        format!("intnet2=\"{network}\""),
+        "nic2=\"intnet\"".to_owned(),
+        format!("=\"{rule},tcp,"),
+        format!(
+            "\"IDE-0-0\"=\"{}\"",
+            store.file(spec.claim, "disk.vdi").display()
+        ),
+    ] {
+        assert!(shown.contains(&line), "{line} in {shown}");
+    }
+    let leases = said(&["list", "dhcpservers"]);
+    assert!(leases.contains(&format!("VM NIC: {id} slot 1")), "{leases}");
+
+    // Its state is saved: it goes all the same.
+    said(&["controlvm", &id, "savestate"]);
+    driver.destroy(spec.claim).await.expect("destroyed");
+
+    // Its disk is lost.
+    let lost = store.spec();
+    driver.create(&lost).await.expect("made");
+    driver
+        .set_power(lost.claim, Power::Kill)
+        .await
+        .expect("off");
+    std::fs::remove_file(store.file(lost.claim, "disk.vdi")).expect("removed");
+    let error = driver.set_power(lost.claim, Power::On).await;
+    let error = error.expect_err("without its disk");
+    assert_eq!(error.kind(), Kind::Corrupt);
+    driver.destroy(lost.claim).await.expect("destroyed");
     driver
         .release_shared(&store.network)
         .await
@@ -386,6 +468,21 @@ async fn networks_are_reused_when_equal_and_refused_when_not() {
         "{}",
         error.line()
     );
+    server("modify", 99);
+    let disable = ["dhcpserver", "modify", "--network", name, "--disable"];
+    said(&disable);
+    let refused = driver.check(std::slice::from_ref(&spec)).await;
+    let refused = refused.expect_err("a server that is switched off");
+    assert!(
+        refused.message().contains(", disabled instead of"),
+        "{}",
+        refused.line()
+    );
+    let error = driver
+        .ensure_shared(&store.network)
+        .await
+        .expect_err("the same");
+    assert_eq!(error.message(), refused.message());
     server("modify", 99);
     driver
         .check(std::slice::from_ref(&spec))
