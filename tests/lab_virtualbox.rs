@@ -2,7 +2,7 @@
 //! them in the place of VirtualBox's kernel module is in `tests/lab/with-virtualbox`. Needs root, for name spaces.
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -27,6 +27,14 @@ fn lab_virtualbox_swarm() {
     forge_lab::run_inside(FORGE, &[WRAPPER], "lab_virtualbox_swarm", DEADLINE);
 }
 
+#[test]
+fn lab_virtualbox_host_only() {
+    if std::env::var_os("FORGE_VIRTUALBOX_INSIDE").is_some() {
+        return host_only();
+    }
+    forge_lab::run_inside(FORGE, &[WRAPPER], "lab_virtualbox_host_only", DEADLINE);
+}
+
 fn manage(words: &[&str]) -> String {
     forge_lab::run(
         Command::new("VBoxManage").args(words),
@@ -43,6 +51,53 @@ fn program(store: &Store, name: &str, script: &str) -> PathBuf {
     std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("written");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("chmod");
     file
+}
+
+fn host_only() {
+    let mut steps = Steps::new("virtualbox: host-only");
+    let store = Store::new(FORGE);
+    steps.step("a machine is reached at its own address");
+    let create = "create --driver virtualbox --virtualbox-hostonly-cidr 192.168.57.1/24";
+    let create: Vec<&str> = create.split(' ').collect();
+    store.ok(&[&create[..], &["h1"]].concat());
+    let ip = store.ip("h1");
+    assert!(ip.starts_with("192.168.57."), "{ip}");
+    assert_eq!(store.ok(&["url", "h1"]), format!("tcp://{ip}:2376"));
+    assert_eq!(store.ssh("h1", "hostname"), "h1");
+    let mut greeting = [0; 8];
+    TcpStream::connect((ip.as_str(), 22))
+        .and_then(|mut stream| stream.read_exact(&mut greeting))
+        .expect("SSH answers there");
+    assert_eq!(&greeting, b"SSH-2.0-");
+    let addresses = store.ssh("h1", "ip -4 -o addr");
+    assert!(addresses.contains(&format!("{ip}/24")), "{addresses}");
+    let leases = manage(&["list", "dhcpservers"]);
+    assert!(
+        leases.contains(&format!("VM NIC: {} slot 1", store.claim("h1"))),
+        "{leases}"
+    );
+
+    steps.step("what overlaps it is refused with both shown, and its ports need no publishing");
+    let other = "create --driver virtualbox h2 --virtualbox-hostonly-cidr";
+    let other: Vec<&str> = other.split(' ').collect();
+    let refused = store
+        .run(&[&other[..], &["192.168.57.2/24"]].concat())
+        .exits(3);
+    let shown = refused.to_string();
+    assert!(
+        shown.contains("192.168.57.0/24 with this host at 192.168.57.2")
+            && shown.contains("`vboxnet0`, which is 192.168.57.0/24"),
+        "{shown}"
+    );
+    let told = store.run(&["publish", "h1", "8080"]).exits(2).to_string();
+    assert!(told.contains("an address of its own"), "{told}");
+
+    steps.step("it keeps its address, and the last takes the interface along");
+    store.ok(&["stop", "h1"]);
+    assert_eq!(store.ip("h1"), ip);
+    store.ok(&["rm", "-f", "h1"]);
+    let left = manage(&["list", "hostonlyifs"]);
+    assert!(!left.contains("vboxnet"), "{left}");
 }
 
 fn inside() {
@@ -154,8 +209,24 @@ fn inside() {
 
     steps.step("a published port leads through NAT, also after a restart");
     let ip = store.ip("default-m2");
-    store.ok(&["publish", "default-m2", "18080:8080"]);
-    store.ok(&["restart", "default-m2"]);
+    let listener = TcpListener::bind((ip.as_str(), 18080)).expect("listens");
+    let taken = |ran: forge_lab::Ran| {
+        let shown = ran.exits(1).to_string();
+        assert!(
+            shown.contains(&format!("port 18080 of {ip} is taken"))
+                && shown.contains("lab_virtualbox"),
+            "{shown}"
+        );
+    };
+    let publish = ["publish", "default-m2", "18080:8080"];
+    taken(store.run(&publish));
+    drop(listener);
+    store.ok(&publish);
+    store.ok(&["stop", "default-m2"]);
+    let listener = TcpListener::bind((ip.as_str(), 18080)).expect("listens");
+    taken(store.run(&["start", "default-m2"]));
+    drop(listener);
+    store.ok(&["start", "default-m2"]);
     assert_eq!(store.ip("default-m2"), ip);
     assert_eq!(place("default-m2"), places[1]);
     assert!(

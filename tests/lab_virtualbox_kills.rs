@@ -136,12 +136,16 @@ fn asks(call: &str) -> bool {
         .any(|word| call.starts_with(word))
 }
 
+/// The run takes as long as it takes.
+fn long() -> bool {
+    std::env::var_os("FORGE_LAB_KILLS").is_some()
+}
+
 /// Where a command of these calls is killed: at each that changes something, before and within by turns; in the long run
 /// at all of them, in both ways.
 fn places(calls: &[String]) -> Vec<(When, usize)> {
-    let all = std::env::var_os("FORGE_LAB_KILLS").is_some();
     let numbered = calls.iter().zip(1..);
-    if all {
+    if long() {
         return numbered
             .flat_map(|(_, number)| [(When::Before, number), (When::Late, number)])
             .collect();
@@ -172,6 +176,8 @@ fn nothing(store: &Store, at: &str) {
         let left = manage(&format!("list {list}"));
         assert!(!left.contains("Location:"), "{at}: {left}");
     }
+    let interfaces = manage("list hostonlyifs");
+    assert!(!interfaces.contains("vboxnet"), "{at}: {interfaces}");
     let servers = manage("list dhcpservers");
     let servers: Vec<&str> = servers
         .lines()
@@ -239,7 +245,10 @@ fn inside() {
     steps.note(&format!("{} kills", places_of_create.len()));
 
     steps.step("rm");
-    let places_of_removal = places(&removal);
+    let mut places_of_removal = places(&removal);
+    if !long() {
+        places_of_removal.retain(|(when, _)| *when == When::Late);
+    }
     for (when, number) in &places_of_removal {
         gun.forge(&store, CREATE, None, MADE).exits(ABORTED);
         let killed = gun.forge(&store, RM, Some((*when, *number)), "");
@@ -252,4 +261,105 @@ fn inside() {
         nothing(&store, &at);
     }
     steps.note(&format!("{} kills", places_of_removal.len()));
+    off_and_on(&mut steps, &store, &gun);
+    host_only(&mut steps, &store, &gun);
+}
+
+/// A machine that is switched off and on again by commands that are killed, while what it needs was taken away.
+fn off_and_on(steps: &mut Steps, store: &Store, gun: &Gun) {
+    steps.step("off and on");
+    gun.forge(store, CREATE, None, MADE).exits(ABORTED);
+    let id = store.claim("k1");
+    let running = || machines("list runningvms").len();
+    gun.forge(store, "kill k1", None, "").ok();
+    let of_kill = places(&gun.calls());
+    let bare = || {
+        let network = manage("list dhcpservers");
+        let network = network
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("NetworkName:")?.trim()))
+            .find(|name| name.starts_with("forge-"));
+        if let Some(network) = network {
+            manage(&format!("dhcpserver remove --network {network}"));
+        }
+        manage(&format!("modifyvm {id} --nic2 none"));
+    };
+    bare();
+    gun.forge(store, CREATE, None, MADE).exits(ABORTED);
+    let of_start = places(&gun.calls());
+    for (when, number) in &of_kill {
+        let killed = gun.forge(store, "kill k1", Some((*when, *number)), "");
+        assert_eq!(killed.code, KILLED, "{when:?} {number}: {killed}");
+        known(store, "kill");
+        gun.forge(store, "kill k1", None, "").ok();
+        assert_eq!(running(), 0);
+        gun.forge(store, CREATE, None, MADE).exits(ABORTED);
+        assert_eq!(running(), 1);
+    }
+    gun.forge(store, "kill k1", None, "").ok();
+    for (when, number) in &of_start {
+        bare();
+        let killed = gun.forge(store, CREATE, Some((*when, *number)), MADE);
+        assert_eq!(killed.code, KILLED, "{when:?} {number}: {killed}");
+        known(store, "start");
+        let again = gun.forge(store, CREATE, None, MADE);
+        assert_eq!(again.code, ABORTED, "{when:?} {number}: {again}");
+        assert_eq!(running(), 1);
+        let leases = manage("list dhcpservers");
+        assert!(leases.contains(&format!("VM NIC: {id} slot 1")), "{leases}");
+        gun.forge(store, "kill k1", None, "").ok();
+    }
+    gun.forge(store, RM, None, "").ok();
+    nothing(store, "off and on");
+    steps.note(&format!("{} kills", of_kill.len() + of_start.len()));
+}
+
+/// Host-only interfaces have names that VirtualBox chooses: what a killed command made is found again, and no second one
+/// is made.
+fn host_only(steps: &mut Steps, store: &Store, gun: &Gun) {
+    steps.step("host-only interfaces");
+    let create = format!("{CREATE} --virtualbox-hostonly-cidr 192.168.57.1/24");
+    gun.forge(store, &create, None, MADE).exits(ABORTED);
+    let about = |calls: Vec<String>| -> Vec<usize> {
+        let numbered = calls.into_iter().zip(1..);
+        let ours = numbered.filter(|(call, _)| call.starts_with("hostonlyif "));
+        ours.map(|(_, number)| number).collect()
+    };
+    let making = about(gun.calls());
+    gun.forge(store, RM, None, "").ok();
+    let removing = about(gun.calls());
+    assert_eq!((making.len(), removing.len()), (2, 1));
+    nothing(store, "host-only");
+    for (number, words) in making
+        .iter()
+        .map(|number| (number, create.as_str()))
+        .chain(removing.iter().map(|number| (number, RM)))
+    {
+        let ways = [When::Before, When::Late];
+        // One way of each, by turns.
+        let ways = if long() {
+            &ways[..]
+        } else {
+            &ways[number % 2..][..1]
+        };
+        for &when in ways {
+            let at = format!("`{words}` killed {when:?} {number}");
+            if words == RM {
+                gun.forge(store, &create, None, MADE).exits(ABORTED);
+                let killed = gun.forge(store, RM, Some((when, *number)), "");
+                assert_eq!(killed.code, KILLED, "{at}: {killed}");
+            } else {
+                let killed = gun.forge(store, &create, Some((when, *number)), MADE);
+                assert_eq!(killed.code, KILLED, "{at}: {killed}");
+                let again = gun.forge(store, &create, None, MADE);
+                assert_eq!(again.code, ABORTED, "{at}: {again}");
+                let there = manage("list hostonlyifs");
+                let names = there.lines().filter(|line| line.starts_with("Name:"));
+                assert_eq!(names.count(), 1, "{at}: {there}");
+            }
+            known(store, &at);
+            gun.forge(store, RM, None, "").ok();
+            nothing(store, &at);
+        }
+    }
 }

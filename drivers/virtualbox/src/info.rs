@@ -239,6 +239,47 @@ mod tests {
     }
 
     #[test]
+    fn every_version_from_6_1_on_is_read() {
+        // 6.1 tells neither of a chipset's IOMMU nor of a TPM; 7.0 has `aborted-saved`; 7.1 names the platform first.
+        let first = "name=\"n1\"\ngroups=\"/\"\n";
+        let last = "CfgFile=\"/h/vm/n1/n1.vbox\"\nUUID=\"11111111-2222-4333-8444-555555555501\"\n";
+        let devices = "storagecontrollername0=\"IDE\"\n\"IDE-0-0\"=\"/h/disk.vdi\"\n\"IDE-0-1\"=\"none\"\nnatnet1=\"nat\"\n\
+            macaddress1=\"080027AABB01\"\ncableconnected1=\"on\"\nnic1=\"nat\"\nnictype1=\"virtio\"\n\
+            Forwarding(0)=\"forge-127.133.7.101-2222,tcp,127.133.7.101,2222,,22\"\nintnet2=\"forge\"\n\
+            macaddress2=\"080027AABB02\"\ncableconnected2=\"on\"\nnic2=\"intnet\"\nnic3=\"none\"\n";
+        for (version, own, word, state) in [
+            ("6.1", "hwvirtex=\"on\"\n", "aborted", State::Stopped),
+            (
+                "7.0",
+                "iommu=\"none\"\ntpm_type=\"None\"\n",
+                "aborted-saved",
+                State::Saved,
+            ),
+            (
+                "7.1",
+                "platformArchitecture=\"x86\"\ncpuexecutioncap=100\n",
+                "running",
+                State::Running,
+            ),
+            (
+                "7.2",
+                "platformArchitecture=\"x86\"\nfirmware=\"EFI\"\n",
+                "paused",
+                State::Paused,
+            ),
+        ] {
+            let text = format!("{first}{last}{own}VMState=\"{word}\"\n{devices}");
+            let info = parse(&text).unwrap_or_else(|| panic!("{version}"));
+            assert_eq!(info.state, state, "{version}");
+            assert_eq!(info.forwards.len(), 1, "{version}");
+            let value = |key: &str| info.values.get(key).map(String::as_str);
+            assert_eq!(value("IDE-0-0"), Some("/h/disk.vdi"), "{version}");
+            assert_eq!(value("intnet2"), Some("forge"), "{version}");
+            assert_eq!(value("macaddress2"), Some("080027AABB02"), "{version}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_no_machine() {
         for text in [
             "",

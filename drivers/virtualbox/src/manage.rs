@@ -233,7 +233,11 @@ fn understood(words: &[&str], said: &str, status: &str) -> Error {
         .collect();
     let code = lines
         .iter()
-        .find_map(|line| line.strip_prefix("Details: code "))
+        // Where VirtualBox has no more to tell than the code, it begins otherwise.
+        .find_map(|line| {
+            line.strip_prefix("Details: code ")
+                .or_else(|| line.strip_prefix("Code "))
+        })
         .and_then(|rest| rest.split_whitespace().next())
         .unwrap_or_default();
     let reasons: Vec<&str> = lines
@@ -383,6 +387,15 @@ mod tests {
         assert_eq!(
             error.causes(),
             ["Could not find a registered machine named 'x'"]
+        );
+        let short = "VBoxManage: error: Failed to create medium\n\
+            VBoxManage: error: Code VBOX_E_FILE_ERROR (0x80BB0004) - File not accessible or erroneous file contents (extended info not available)\n";
+        let error = understood(&["createmedium"], short, "exit status: 1");
+        assert_eq!(error.kind(), Kind::Io);
+        assert!(
+            error.line().contains("erroneous file contents"),
+            "{}",
+            error.line()
         );
         let silent = understood(&["list", "vms"], "", "signal: 9 (SIGKILL)");
         assert_eq!(silent.kind(), Kind::Failed);
