@@ -216,6 +216,14 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     })
 }
 
+/// A command with the options of a driver, for one that goes by the name docker-machine.
+pub fn as_docker_machine(entry: &Entry, command: Command) -> Command {
+    match entry.id {
+        "virtualbox" => forge_virtualbox::as_docker_machine(command),
+        _ => command,
+    }
+}
+
 /// A driver that nobody named, and why it is the one.
 pub struct Pick {
     /// The driver.

@@ -21,7 +21,7 @@ mod table;
 mod where_is;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -131,7 +131,8 @@ pub fn main() -> ExitCode {
     }
     let named = driver_named(&words);
     let picked = picked(&words, named.as_deref());
-    let matches = match command(named.as_deref(), picked.as_ref()).try_get_matches_from(&words) {
+    let whole = command(called(&words), named.as_deref(), picked.as_ref());
+    let matches = match whole.try_get_matches_from(&words) {
         Ok(matches) => matches,
         Err(error) => {
             // Help and version go to stdout and are no error; a closed pipe ends them silently.
@@ -165,6 +166,23 @@ pub fn main() -> ExitCode {
     code
 }
 
+/// The name that this program was started by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Called {
+    Forge,
+    /// Of a link; scripts expect what docker-machine did.
+    DockerMachine,
+}
+
+fn called(words: &[std::ffi::OsString]) -> Called {
+    let name = words.first().and_then(|word| Path::new(word).file_name());
+    if name.is_some_and(|name| name == "docker-machine") {
+        Called::DockerMachine
+    } else {
+        Called::Forge
+    }
+}
+
 /// The driver that is taken because none is named. The host is looked at for the commands alone that have a
 /// driver's options.
 fn picked(words: &[std::ffi::OsString], named: Option<&str>) -> Option<Pick> {
@@ -173,7 +191,7 @@ fn picked(words: &[std::ffi::OsString], named: Option<&str>) -> Option<Pick> {
 }
 
 /// The whole command, with the options of one driver; the named one's stand in the help.
-fn command(named: Option<&str>, picked: Option<&Pick>) -> Command {
+fn command(called: Called, named: Option<&str>, picked: Option<&Pick>) -> Command {
     let entry = named
         .and_then(|id| registry::find(id).ok())
         .or(picked.map(|picked| picked.entry))
@@ -189,7 +207,12 @@ fn command(named: Option<&str>, picked: Option<&Pick>) -> Command {
             command.get_about().cloned(),
             command.get_long_about().cloned(),
         );
-        let command = (entry.augment)(command)
+        let augmented = (entry.augment)(command);
+        let command = match called {
+            Called::Forge => augmented,
+            Called::DockerMachine => registry::as_docker_machine(entry, augmented),
+        };
+        let command = command
             .about(about.unwrap_or_default())
             .long_about(long.unwrap_or_default());
         let added: Vec<String> = command
@@ -436,16 +459,18 @@ mod tests {
     fn parsed(text: &str) -> std::result::Result<ArgMatches, clap::Error> {
         let all = words(text);
         let named = driver_named(&all);
-        command(named.as_deref(), picked(&all, named.as_deref()).as_ref())
-            .try_get_matches_from(&all)
+        let picked = picked(&all, named.as_deref());
+        command(called(&all), named.as_deref(), picked.as_ref()).try_get_matches_from(&all)
     }
 
     #[test]
     fn the_whole_command_holds_together_with_every_driver() {
         for entry in registry::all() {
-            command(Some(entry.id), None).debug_assert();
+            for called in [Called::Forge, Called::DockerMachine] {
+                command(called, Some(entry.id), None).debug_assert();
+            }
         }
-        command(None, None).debug_assert();
+        command(Called::Forge, None, None).debug_assert();
     }
 
     #[test]
@@ -476,6 +501,19 @@ mod tests {
         let help = |text: &str| parsed(text).expect_err("help").to_string();
         assert!(!help("forge create --help").contains("--qemu-memory"));
         assert!(help("forge create --driver qemu --help").contains("--qemu-memory"));
+    }
+
+    #[test]
+    fn under_the_name_docker_machine_the_second_interface_is_host_only() {
+        let network = |program: &str| {
+            let matches = parsed(&format!("{program} create --driver virtualbox n1"));
+            let entry = registry::find("virtualbox").expect("a driver");
+            let (config, _) = (entry.resolve)(leaf(&matches.expect("parses"))).expect("resolved");
+            (entry.network)(&config).expect("a network").expect("one")
+        };
+        assert_eq!(network("/usr/bin/forge").to_string(), "10.133.7.0/24");
+        let link = network("/usr/local/bin/docker-machine");
+        assert_eq!(link.to_string(), "192.168.60.0/24");
     }
 
     #[test]

@@ -35,14 +35,13 @@ impl Origin {
     #[must_use]
     pub fn of(matches: Option<&ArgMatches>, flag: &str, given: bool) -> Self {
         let id = flag.replace('-', "_");
-        let from_env = matches
+        let source = matches
             .filter(|matches| matches.try_contains_id(&id).unwrap_or(false))
-            .and_then(|matches| matches.value_source(&id))
-            == Some(ValueSource::EnvVariable);
-        match (given, from_env) {
-            (false, _) => Self::Default,
-            (true, true) => Self::Env,
-            (true, false) => Self::Flag,
+            .and_then(|matches| matches.value_source(&id));
+        match (given, source) {
+            (false, _) | (true, Some(ValueSource::DefaultValue)) => Self::Default,
+            (true, Some(ValueSource::EnvVariable)) => Self::Env,
+            (true, _) => Self::Flag,
         }
     }
 }

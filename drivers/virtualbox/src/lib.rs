@@ -28,4 +28,4 @@ pub use doctor::{findings, ready};
 pub use driver::VirtualBoxDriver;
 pub use former::Former;
 pub use lan::Lan;
-pub use options::{Config, Firmware, NicType, Options, Promiscuous, UiType};
+pub use options::{Config, Firmware, NicType, Options, Promiscuous, UiType, as_docker_machine};

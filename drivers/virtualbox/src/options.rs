@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use clap::{ArgMatches, Args, ValueEnum};
+use clap::builder::ArgPredicate;
+use clap::{ArgMatches, Args, Command, ValueEnum};
 use forge_driver::options::{self, Origin, Origins};
 use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
@@ -301,6 +302,19 @@ impl Default for Config {
     }
 }
 
+/// The options' defaults for a command that goes by the name docker-machine: the second interface is on a host-only
+/// network, so that a machine's address is one that this host reaches. Its range is one of those in which VirtualBox
+/// makes such networks today, and not the one of VirtualBox's own first network, which others use.
+#[must_use]
+pub fn as_docker_machine(command: Command) -> Command {
+    command.mut_arg("virtualbox_hostonly_cidr", |argument| {
+        argument.default_value("192.168.60.1/24").default_value_ifs(
+            ["virtualbox_intnet", "virtualbox_intnet_cidr"]
+                .map(|internal| (internal, ArgPredicate::IsPresent, None::<&str>)),
+        )
+    })
+}
+
 impl Config {
     /// Applies the defaults, and says of each value where it came from. `matches` are those that the
     /// options were parsed from; without them every value present counts as a flag.
@@ -449,6 +463,7 @@ fn disk_size(text: &str) -> Result<u64> {
         return options::size(flag, &format!("{text}M"));
     }
     options::size(flag, text)
+        .map_err(|error| error.hint("give MiB (`20000`) or a unit (`512M`, `20G`, `1T`)"))
 }
 
 #[cfg(test)]
@@ -569,6 +584,26 @@ mod tests {
                 .deepest_hint()
                 .is_some_and(|hint| hint.contains("`20G`"))
         );
+    }
+
+    #[test]
+    fn under_the_name_docker_machine_the_default_is_a_host_only_network() {
+        let resolved = |words: &[&str]| {
+            let all = [&["docker-machine"], words].concat();
+            let matches = as_docker_machine(Whole::command())
+                .try_get_matches_from(all)
+                .expect("parses");
+            let whole = Whole::from_arg_matches(&matches).expect("fits");
+            Config::resolve(&whole.options, Some(&matches)).expect("makes sense")
+        };
+        let (config, origins) = resolved(&[]);
+        let cidr = "192.168.60.1/24".parse().expect("a range");
+        assert_eq!(config.lan, Lan::host_only(cidr, true));
+        assert_eq!(origins["virtualbox-hostonly-cidr"], Origin::Default);
+        let (config, _) = resolved(&["--virtualbox-hostonly-no-dhcp"]);
+        assert_eq!(config.lan, Lan::host_only(cidr, false));
+        let (config, _) = resolved(&["--virtualbox-intnet", "forge"]);
+        assert!(matches!(config.lan, Lan::Internal { .. }), "{config:?}");
     }
 
     #[test]
