@@ -476,6 +476,10 @@ impl Driver for Observed {
     fn console(&self, claim: Claim) -> Option<PathBuf> {
         self.inner.console(claim)
     }
+
+    async fn read_console(&self, claim: Claim) -> Result<Option<Vec<u8>>> {
+        self.inner.read_console(claim).await
+    }
 }
 
 /// What one driver found out about this host, for `forge doctor`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use forge::machine::{Record, access};
 use forge::remote::{Guest, ssh};
-use forge_driver::{Context, Error, Kind, Result};
+use forge_driver::{Error, Kind, Result};
 
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
@@ -45,29 +45,30 @@ impl Logs {
         let record = Record::load(&forge.store, &self.name)?;
         let wanted = |source| self.source.is_none_or(|only| only == source);
         let mut parts = Vec::new();
-        let console = forge.driver(&record)?.console(record.claim);
-        if self.source == Some(Source::Console) && console.is_none() {
-            return Err(Error::new(
-                Kind::NotFound,
-                format!(
-                    "the driver `{}` keeps no console of `{}` on this host",
-                    record.driver, record.name
-                ),
-            ));
-        }
-        if let Some(path) = console.filter(|_| wanted(Source::Console)) {
-            let bytes = match std::fs::read(&path) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                Err(error) => {
-                    return Err(error)
-                        .or_fail(Kind::Io, || format!("failed to read `{}`", path.display()));
+        if wanted(Source::Console) {
+            let read = forge.driver(&record)?.read_console(record.claim).await;
+            match read {
+                Ok(Some(bytes)) => parts.push((
+                    "console",
+                    forge_driver::process::tail(&String::from_utf8_lossy(&bytes), self.lines),
+                )),
+                Ok(None) if self.source.is_some() => {
+                    return Err(Error::new(
+                        Kind::NotFound,
+                        format!(
+                            "the driver `{}` has no console of `{}`",
+                            record.driver, record.name
+                        ),
+                    ));
                 }
-            };
-            parts.push((
-                "console",
-                forge_driver::process::tail(&String::from_utf8_lossy(&bytes), self.lines),
-            ));
+                Ok(None) => {}
+                Err(error) if self.source.is_some() => return Err(error),
+                // The other sources may be there.
+                Err(error) => parts.push((
+                    "console",
+                    format!("(the console cannot be read: {})", error.line()),
+                )),
+            }
         }
         let remote = [
             (

@@ -1,6 +1,5 @@
 //! The way to a machine that is starting: its provider is watched, its address waited for, its SSH server knocked at.
 
-use std::fs;
 use std::time::Duration;
 
 use forge_driver::{Driver, Error, Instance, Kind, Observation, Power, Result, State, process};
@@ -64,9 +63,9 @@ pub(super) async fn located(
                     forge.patience.as_secs()
                 ),
             );
-            return Err(
-                with_console(driver, &record, late).hint("is there a DHCP server on its network?")
-            );
+            return Err(with_console(driver, &record, late)
+                .await
+                .hint("is there a DHCP server on its network?"));
         }
         sleep(LOOK).await;
     }
@@ -206,7 +205,7 @@ pub(super) async fn reach(
                     error.line()
                 ),
             );
-            return Err(with_console(driver, record, late));
+            return Err(with_console(driver, record, late).await);
         }
         sleep(access::PAUSE).await;
     }
@@ -284,7 +283,8 @@ impl Sight {
                             record.name
                         ),
                     ),
-                ))
+                )
+                .await)
             }
             _ => Ok(Some(seen)),
         }
@@ -307,20 +307,16 @@ fn gone(record: &Record) -> Error {
 }
 
 /// Adds the end of the machine's console to a failure to boot.
-fn with_console(driver: &dyn Driver, record: &Record, error: Error) -> Error {
+async fn with_console(driver: &dyn Driver, record: &Record, error: Error) -> Error {
     let hint = format!(
         "`forge logs {}` shows all of its console; `--timeout` gives it more time",
         record.name
     );
-    let Some(console) = driver.console(record.claim) else {
-        return error.hint(
-            "its console is kept on the host that it was made at; `--timeout` gives it more time",
-        );
+    let Ok(Some(console)) = driver.read_console(record.claim).await else {
+        return error.hint("its console cannot be read from here; `--timeout` gives it more time");
     };
-    let end = fs::read(console)
-        .ok()
-        .map(|bytes| process::tail(&String::from_utf8_lossy(&bytes), 12))
-        .filter(|end| !end.is_empty());
+    let end =
+        Some(process::tail(&String::from_utf8_lossy(&console), 12)).filter(|end| !end.is_empty());
     match end {
         Some(end) => error
             .because(format!("its console ends with:\n{end}"))

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 
 use crate::assets::Assets;
 use crate::claim::Claim;
-use crate::error::Result;
+use crate::error::{Context, Kind, Result};
 use crate::instance::{Instance, Observation, Power};
 use crate::spec::{Forward, Network, Spec};
 
@@ -96,6 +96,24 @@ pub trait Driver: Send + Sync {
 
     /// The file that the machine's serial console is written to, if there is one here.
     fn console(&self, claim: Claim) -> Option<PathBuf>;
+
+    /// What the machine has written to its serial console, also where that lies on another host; `None` when
+    /// nobody keeps it. A console that nothing was written to yet is empty.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    async fn read_console(&self, claim: Claim) -> Result<Option<Vec<u8>>> {
+        let Some(path) = self.console(claim) else {
+            return Ok(None);
+        };
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(Vec::new())),
+            Err(error) => {
+                Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()))
+            }
+        }
+    }
 }
 
 /// What has to be allocated for a machine before its driver is asked.
