@@ -126,7 +126,16 @@ pub async fn check_hosts(forge: &Forge, request: &Request, fresh: &[Zone]) -> Re
         });
         create::check_host(forge, request.driver, &site.config, here.count()).await?;
     }
-    Ok(())
+    check_together(forge, request).await
+}
+
+/// The hosts go together: what a driver can tell of all of them at once.
+async fn check_together(forge: &Forge, request: &Request) -> Result<()> {
+    if request.sites.len() < 2 {
+        return Ok(());
+    }
+    let driver = registry::open(forge, request.driver, &request.config)?;
+    driver.check(&[]).await
 }
 
 /// Machines stay where they are: a zone that has machines keeps its host.
@@ -318,6 +327,9 @@ pub async fn up(
         .collect();
     let fresh = fresh(forge, request, &places.nodes, &seen)?;
     create::check(forge, &fresh).await?;
+    if !fresh.is_empty() {
+        check_together(forge, request).await?;
+    }
     let record = ClusterRecord {
         spec: request.spec.clone(),
         driver: request.driver.to_owned(),

@@ -1,7 +1,7 @@
 //! How guests run: KVM when a guest boots under it, tried, never inferred.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forge_driver::assets::Assets;
@@ -22,6 +22,9 @@ const DEADLINE: Duration = Duration::from_secs(8);
 
 const FORMAT: u32 = 1;
 
+/// The file that tells of a trial before it begins.
+const BEGUN: &str = "begun.json";
+
 /// `accelerator.json`: what a trial showed, for as long as daemon and QEMU are the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Tried {
@@ -30,6 +33,66 @@ struct Tried {
     versions: String,
     works: bool,
     reason: String,
+}
+
+/// `begun.json`: a trial that is running, or that was cut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    format: u32,
+    /// The name of its domain and of its kernel.
+    name: String,
+    /// The pool that its files lie in.
+    pool: String,
+}
+
+impl Begun {
+    fn log(&self) -> String {
+        format!("{}.log", self.name)
+    }
+}
+
+/// Where it is noted what was tried at a daemon.
+fn notes(home: &Path, uri: &Uri) -> PathBuf {
+    home.join("trials").join(uri.folder())
+}
+
+/// Removes what a trial that was cut off left at a daemon. Nothing left: succeeds.
+///
+/// # Errors
+/// What libvirt said.
+pub(crate) async fn sweep(virsh: &Virsh, home: &Path) -> Result<()> {
+    let notes = notes(home, virsh.uri());
+    if !notes.join(BEGUN).exists() {
+        return Ok(());
+    }
+    // Waits for one that runs.
+    let _work = hold::work(&notes).await?;
+    clear(virsh, &notes).await
+}
+
+/// The caller holds the folder of the notes.
+async fn clear(virsh: &Virsh, notes: &Path) -> Result<()> {
+    let file = notes.join(BEGUN);
+    let begun = fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Begun>(&text).ok())
+        .filter(|begun| begun.format == FORMAT);
+    if let Some(begun) = begun {
+        if virsh.lists(&["list", "--name"], &begun.name).await? {
+            // It may end by itself in this moment, and then nothing of it is left.
+            let _ = virsh.call(&["destroy", &begun.name]).await;
+        }
+        let pool = Pool {
+            virsh,
+            name: &begun.pool,
+        };
+        // Of a pool that is gone or stopped nothing is asked.
+        if virsh.lists(&["pool-list", "--name"], &begun.pool).await? {
+            pool.delete(&begun.name).await?;
+            pool.delete(&begun.log()).await?;
+        }
+    }
+    atomic::gone(fs::remove_file(&file), &file)
 }
 
 /// The kind of domain that machines get: `kvm` or `qemu`.
@@ -59,10 +122,11 @@ pub(crate) async fn virt(
         return Ok("qemu");
     };
     // Of each daemon its own: one host boots what another does not.
-    let notes = home.join("trials").join(config.uri.folder());
+    let notes = notes(home, &config.uri);
     atomic::private_folder(&notes)?;
     // Commands that start together try once.
     let _work = hold::work(&notes).await?;
+    clear(virsh, &notes).await?;
     let versions = format!(
         "{} {}",
         virsh.call(&["hostname"]).await?.trim(),
@@ -106,8 +170,13 @@ async fn boot(
         name: &config.pool,
     };
     let target = pool.ensure().await?.target;
-    let name = format!("forge-trial-{}", Claim::random());
-    let log = format!("{name}.log");
+    let begun = Begun {
+        format: FORMAT,
+        name: format!("forge-trial-{}", Claim::random()),
+        pool: config.pool.clone(),
+    };
+    atomic::write_json(&folder.join(BEGUN), &begun, "a trial that begins")?;
+    let (name, log) = (begun.name.clone(), begun.log());
     pool.bring(&name, &kernel.kernel).await?;
     pool.console(&log).await?;
     let document = render(
@@ -139,7 +208,6 @@ async fn boot(
         }
     };
     let said = pool.read(&log, folder).await?;
-    pool.delete(&name).await?;
-    pool.delete(&log).await?;
-    Ok(judge(&said, &ended, DEADLINE))
+    clear(virsh, folder).await?;
+    Ok(judge(&String::from_utf8_lossy(&said), &ended, DEADLINE))
 }

@@ -30,6 +30,33 @@ struct Note {
     size: u64,
     /// So much of it, from its beginning, is there as it should be.
     arrived: u64,
+    /// What the volume looked like when it was whole: nobody writes to it afterwards.
+    #[serde(default)]
+    whole: Option<Stamp>,
+}
+
+/// By which a volume that was cut, replaced or written to is known again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    /// The length of its file.
+    length: String,
+    /// When it was changed.
+    changed: String,
+}
+
+/// Reads them in a volume's description (<https://libvirt.org/formatstorage.html#storage-volume-general-metadata>).
+fn stamp(description: &str) -> Option<Stamp> {
+    let document = roxmltree::Document::parse(description).ok()?;
+    let of = |name: &str| {
+        let node = document
+            .descendants()
+            .find(|node| node.has_tag_name(name))?;
+        Some(node.text()?.trim().to_owned())
+    };
+    Some(Stamp {
+        length: of("physical")?,
+        changed: of("mtime")?,
+    })
 }
 
 impl Pool<'_> {
@@ -37,7 +64,18 @@ impl Pool<'_> {
         notes.join(format!("{}.{name}", self.name))
     }
 
-    /// The base image as the volume `name`, brought when it is not there whole. `notes` is a folder in which it
+    /// What a volume looks like; `None` when that cannot be told, as of one whose file is gone.
+    async fn stamp(&self, name: &str) -> Result<Option<Stamp>> {
+        let words = ["vol-dumpxml", name, "--pool", self.name];
+        match self.virsh.call(&words).await {
+            Ok(text) => Ok(stamp(&text)),
+            Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The base image as the volume `name`, brought when it is not there whole, or not any more: machines whose
+    /// disks lie over it find what they knew. `notes` is a folder in which it
     /// is noted how far it has come.
     ///
     /// To another host it goes in pieces. Each is read back and compared before it is noted as arrived: what was
@@ -58,10 +96,17 @@ impl Pool<'_> {
             .len();
         let path = self.note(notes, name);
         let there = self.has(name).await?;
-        let known = fs::read(&path)
+        let mut known = fs::read(&path)
             .ok()
             .and_then(|text| serde_json::from_slice::<Note>(&text).ok())
             .filter(|note| there && note.format == FORMAT && note.size == size);
+        let stamped = known.as_ref().filter(|note| note.arrived == size);
+        if let Some(whole) = stamped.and_then(|note| note.whole.clone()) {
+            if self.stamp(name).await? == Some(whole) {
+                return Ok(());
+            }
+            known = None;
+        }
         let mut note = match known {
             Some(note) => note,
             None => {
@@ -75,6 +120,7 @@ impl Pool<'_> {
                     format: FORMAT,
                     size,
                     arrived: 0,
+                    whole: None,
                 };
                 atomic::write_json(&path, &note, "how far an image has come")?;
                 note
@@ -96,7 +142,8 @@ impl Pool<'_> {
             };
             atomic::write_json(&path, &note, "how far an image has come")?;
         }
-        Ok(())
+        note.whole = self.stamp(name).await?;
+        atomic::write_json(&path, &note, "how far an image has come")
     }
 
     /// Brings the piece of `file` that begins at `from`, as it is; where the next one begins.
@@ -169,4 +216,25 @@ fn read(file: &Path, from: u64) -> Result<Vec<u8>> {
         return Err(Error::new(Kind::Io, failed()).because("it became shorter meanwhile"));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_was_changed_is_known() {
+        let text = |length: u64, changed: &str| {
+            format!(
+                "<volume type='file'><name>b</name><physical unit='bytes'>{length}</physical>\
+                 <target><timestamps><mtime>{changed}</mtime><ctime>9</ctime></timestamps></target></volume>"
+            )
+        };
+        let first = stamp(&text(42, "1.5")).expect("a stamp");
+        assert_eq!(stamp(&text(42, "1.5")), Some(first.clone()));
+        assert_ne!(stamp(&text(41, "1.5")), Some(first.clone()));
+        assert_ne!(stamp(&text(42, "1.6")), Some(first));
+        assert_eq!(stamp("<volume/>"), None);
+        assert_eq!(stamp("garbage"), None);
+    }
 }

@@ -27,15 +27,63 @@ pub(crate) async fn check(config: &Config, virsh: &Virsh, specs: &[Spec]) -> Res
         .map_err(|error| error.of_kind(Kind::Precheck))
 }
 
+/// The oldest libvirt that knows all that is asked of it: `virsh undefine --checkpoints-metadata`
+/// (<https://libvirt.org/news.html#v5-6-0-2019-08-05>).
+const OLDEST: (u32, u32) = (5, 6);
+
+/// virsh and the daemon are not too old.
+///
+/// # Errors
+/// [`Kind::Precheck`] with what is; [`Kind::Invalid`] when the answer is none of virsh's.
+fn recent(text: &str, virsh: &Virsh) -> Result<()> {
+    for (what, line) in [
+        ("`virsh`", "Using library: libvirt "),
+        ("the daemon", "Running against daemon: "),
+    ] {
+        let told = text.lines().find_map(|found| found.strip_prefix(line));
+        let mut numbers = told
+            .unwrap_or_default()
+            .split('.')
+            .map(|part| part.trim().parse::<u32>());
+        let (Some(told), Some(Ok(major)), Some(Ok(minor))) = (told, numbers.next(), numbers.next())
+        else {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("the version of libvirt at `{}` cannot be told", virsh.uri()),
+            )
+            .because(format!(
+                "`virsh version --daemon` printed: {}",
+                process::tail(text, 5)
+            ))
+            .hint("is `--libvirt-virsh` the program of libvirt?"));
+        };
+        if (major, minor) < OLDEST {
+            return Err(Error::new(
+                Kind::Precheck,
+                format!(
+                    "{what} of libvirt at `{}` is {}, and forge needs {}.{} or later",
+                    virsh.uri(),
+                    told.trim(),
+                    OLDEST.0,
+                    OLDEST.1
+                ),
+            )
+            .hint("install a later libvirt there"));
+        }
+    }
+    Ok(())
+}
+
 async fn asked(config: &Config, virsh: &Virsh, specs: &[Spec]) -> Result<()> {
+    recent(&virsh.call(&["version", "--daemon"]).await?, virsh)?;
     let pool = Pool {
         virsh,
         name: &config.pool,
     };
     let seen = pool.check().await?;
     let need = DISK_NEED.saturating_mul(specs.len() as u64);
-    if let Some(seen) = seen
-        && seen.available < need
+    if let Some(available) = seen.and_then(|seen| seen.available)
+        && available < need
     {
         return Err(Error::new(
             Kind::Precheck,
@@ -44,7 +92,7 @@ async fn asked(config: &Config, virsh: &Virsh, specs: &[Spec]) -> Result<()> {
                 config.pool,
                 specs.len(),
                 need >> 20,
-                seen.available >> 20
+                available >> 20
             ),
         )
         .hint("free some space in it, or choose another with `--libvirt-pool`"));
@@ -169,6 +217,29 @@ mod tests {
         memory(&config, 9, None, &here(&config)).expect("nobody knows");
         let error = memory(&config, 2, Some(7960), &here(&config)).expect_err("too much");
         assert!(error.message().contains("8192 MiB"), "{}", error.message());
+    }
+
+    #[test]
+    fn a_libvirt_that_is_too_old_is_told() {
+        let virsh = here(&Config::default());
+        let text = |library: &str, daemon: &str| {
+            format!(
+                "Compiled against library: libvirt 9.0.0\nUsing library: libvirt {library}\nUsing API: QEMU 9.0.0\nRunning hypervisor: QEMU 10.0.2\nRunning against daemon: {daemon}\n"
+            )
+        };
+        recent(&text("9.0.0", "5.6.0"), &virsh).expect("fine");
+        for (library, daemon, what) in [
+            ("5.0.0", "9.0.0", "`virsh` of"),
+            ("9.0.0", "4.10.0", "the daemon of"),
+        ] {
+            let error = recent(&text(library, daemon), &virsh).expect_err("too old");
+            assert_eq!(error.kind(), Kind::Precheck);
+            assert!(error.message().starts_with(what), "{}", error.message());
+        }
+        for garbage in ["", "<html>", "Running against daemon: x\n"] {
+            let error = recent(garbage, &virsh).expect_err("garbage");
+            assert_eq!(error.kind(), Kind::Invalid);
+        }
     }
 
     #[test]

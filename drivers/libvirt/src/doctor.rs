@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use forge_driver::{DriverHome, Finding, process};
+use forge_driver::{DriverHome, Error, Finding, process};
 
 use crate::options::Config;
+use crate::storage::Pool;
 use crate::virsh::Virsh;
 
 /// The Debian packages of the daemon: with its networks' DHCP server and the program that runs guests, which
@@ -27,34 +28,95 @@ pub async fn findings(config: &Config, home: &DriverHome) -> Vec<Finding> {
             &[&["libvirt-clients"], &DAEMON[..]].concat(),
         )];
     }
-    let mut found = vec![Finding {
-        what: format!("`{program}`"),
-        ok: true,
-        detail: "installed".into(),
-        packages: Vec::new(),
-    }];
+    let mut found = vec![there(format!("`{program}`"), "installed".into())];
     let what = format!("libvirt at `{}`", config.uri);
-    found.push(
-        match Virsh::new(config, home)
-            .call(&["version", "--daemon"])
-            .await
-        {
-            Ok(text) => Finding {
-                what,
-                ok: true,
-                detail: versions(&text),
-                packages: Vec::new(),
-            },
-            Err(error) => {
-                // Where the daemon is there and does not answer, a package does not help.
-                let installed = ["/usr/sbin/libvirtd", "/usr/sbin/virtqemud"]
-                    .iter()
-                    .any(|path| process::which(path.as_ref()).is_some());
-                missing(what, error.line(), if installed { &[] } else { &DAEMON })
-            }
-        },
-    );
+    let virsh = Virsh::new(config, home);
+    let answer = virsh.call(&["version", "--daemon"]).await;
+    let answers = answer.is_ok();
+    found.push(match answer {
+        Ok(text) => there(what, versions(&text)),
+        Err(error) => {
+            // Where the daemon is there and does not answer, a package does not help.
+            let installed = ["/usr/sbin/libvirtd", "/usr/sbin/virtqemud"]
+                .iter()
+                .any(|path| process::which(path.as_ref()).is_some());
+            missing(what, told(&error), if installed { &[] } else { &DAEMON })
+        }
+    });
+    if answers {
+        found.push(pool(config, &virsh).await);
+        found.push(accelerator(&virsh).await);
+        found.extend(server(config));
+    }
     found
+}
+
+/// The pool that disks go to.
+async fn pool(config: &Config, virsh: &Virsh) -> Finding {
+    let what = format!("storage pool `{}`", config.pool);
+    let pool = Pool {
+        virsh,
+        name: &config.pool,
+    };
+    match pool.check().await {
+        Ok(None) => there(
+            what,
+            "not there: forge makes it with the first machine".into(),
+        ),
+        Ok(Some(seen)) => {
+            let folder = seen.target.display();
+            match seen.available {
+                Some(bytes) => there(what, format!("{folder}, {} GiB free", bytes >> 30)),
+                None => there(
+                    what,
+                    format!("{folder}, stopped: forge starts it with the first machine"),
+                ),
+            }
+        }
+        Err(error) => missing(what, told(&error), &[]),
+    }
+}
+
+/// How guests can run. Without KVM they are slow, and run.
+async fn accelerator(virsh: &Virsh) -> Finding {
+    let detail = match virsh.call(&["domcapabilities", "--virttype", "kvm"]).await {
+        Ok(_) => "offered: the first machine tries it, and is emulated where a guest does not boot".to_owned(),
+        Err(_) => "not offered, so machines are emulated, which is slow: is virtualisation switched on in the firmware of that host, and is `/dev/kvm` there?".to_owned(),
+    };
+    there("KVM".to_owned(), detail)
+}
+
+/// The DHCP server of the networks that forge makes, where it can be looked for.
+fn server(config: &Config) -> Option<Finding> {
+    if !config.network.own() || config.uri.over_ssh() {
+        return None;
+    }
+    let what = "`dnsmasq`".to_owned();
+    // What Debian keeps out of the path of a plain user.
+    let found = ["dnsmasq", "/usr/sbin/dnsmasq", "/usr/local/sbin/dnsmasq"]
+        .iter()
+        .any(|path| process::which(path.as_ref()).is_some());
+    Some(if found {
+        there(what, "installed".to_owned())
+    } else {
+        let why = "not installed: libvirt's networks give out addresses by it".to_owned();
+        missing(what, why, &["dnsmasq-base"])
+    })
+}
+
+/// An error with its remedy, on one line.
+fn told(error: &Error) -> String {
+    let hint = error.deepest_hint().map(|hint| format!("; {hint}"));
+    format!("{}{}", error.line(), hint.unwrap_or_default())
+}
+
+fn there(what: String, detail: String) -> Finding {
+    Finding {
+        what,
+        ok: true,
+        detail,
+        packages: Vec::new(),
+    }
 }
 
 /// What a quick look at this host tells about the driver: virsh and the socket of a daemon are there, or which is not.

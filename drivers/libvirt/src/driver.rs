@@ -11,12 +11,14 @@ use forge_driver::{
 };
 
 use crate::accel;
+use crate::apart;
 use crate::check;
 use crate::domain::{self, Found};
 use crate::lease;
 use crate::look::{self, Seen};
 use crate::network::{self, Choice};
 use crate::options::Config;
+use crate::owner;
 use crate::storage::Pool;
 use crate::virsh::Virsh;
 use crate::vm::{Folder, Vm};
@@ -146,7 +148,9 @@ impl LibvirtDriver {
             &self.home.dir,
         )
         .await?;
-        let vm = Vm::new(spec, &self.config, virt.to_owned(), base_name(spec)?)?;
+        let owner = owner::of(&self.home.dir).await?;
+        let base = format!("forge-base-{owner}-{}.qcow2", spec.image.id()?);
+        let vm = Vm::new(spec, &self.config, virt.to_owned(), base)?;
         folder.write(&vm)?;
         Ok(vm)
     }
@@ -157,13 +161,17 @@ impl LibvirtDriver {
             name: &vm.config.pool.clone(),
         };
         let target = pool.ensure().await?.target;
+        if vm.folder.is_none() {
+            // From here on something of the machine may be in it.
+            vm.folder = Some(target.clone());
+            folder.write(&vm)?;
+        }
         pool.base(&vm.base, &spec.image, &self.notes(virsh)).await?;
         pool.disk(&vm, vm.config.disk_bytes.max(spec.image.size))
             .await?;
         if !vm.seeded {
             pool.seed(&vm, &spec.seed, folder.path()).await?;
             vm.seeded = true;
-            vm.folder = Some(target.clone());
             folder.write(&vm)?;
         }
         pool.console(&vm.console()).await?;
@@ -178,10 +186,19 @@ impl LibvirtDriver {
         let console = target.join(vm.console());
         let document = domain::describe(&self.home.assets, &vm, &console.to_string_lossy())?;
         virsh.feed(&["define", "/dev/stdin"], &document).await?;
-        if vm.config.autostart {
-            virsh.call(&["autostart", &vm.claim.to_string()]).await?;
-        }
         Ok(vm)
+    }
+
+    /// Starts the pool of a machine when it was stopped; whether it was.
+    async fn pool_again(&self, vm: &Vm, virsh: &Virsh) -> Result<bool> {
+        let pool = Pool {
+            virsh,
+            name: &vm.config.pool,
+        };
+        if pool.active().await? {
+            return Ok(false);
+        }
+        pool.ensure().await.map(|_| true)
     }
 
     async fn power_on(&self, vm: &Vm, virsh: &Virsh, state: State) -> Result<()> {
@@ -191,23 +208,35 @@ impl LibvirtDriver {
             State::Paused => virsh.call(&["resume", &claim]).await.map(drop),
             _ => {
                 self.network(vm, virsh).await?;
-                virsh.call(&["start", &claim]).await.map(drop)
+                let mut started = virsh.call(&["start", &claim]).await;
+                if started.is_err() && self.pool_again(vm, virsh).await? {
+                    started = virsh.call(&["start", &claim]).await;
+                }
+                started.map(drop).map_err(|error| not_started(vm, error))
             }
         }
     }
 }
 
-/// The volume of the base image: images of one store have names of their own, so another store's are others.
-fn base_name(spec: &Spec) -> Result<String> {
-    let id = spec.image.id()?;
-    let owner = spec
-        .nic
-        .as_ref()
-        .map(|nic| nic.network.owner.simple().to_string())
-        .unwrap_or_default();
-    Ok(format!(
-        "forge-base-{}-{id}.qcow2",
-        owner.get(..8).unwrap_or("none")
+/// What to look at when libvirt does not start a domain that it has.
+fn not_started(vm: &Vm, error: Error) -> Error {
+    let bridge = match &vm.config.network {
+        Choice::Named(name) => format!(
+            "`virsh net-dumpxml {name}` names the bridge of its network, `ip link show type bridge` lists those of that host; "
+        ),
+        Choice::Bridge(name) if vm.config.uri.session() => format!(
+            "`/etc/qemu/bridge.conf` of that host has to say `allow {name}`, and `qemu-bridge-helper` there has to be root's with the setuid bit; "
+        ),
+        Choice::Bridge(name) => {
+            format!("`ip link show type bridge` on that host has to list `{name}`; ")
+        }
+        _ => String::new(),
+    };
+    error.hint(format!(
+        "{bridge}its disk `{}` lies over `{}` in the pool `{}`: where that is gone or damaged, the next `forge create` of the same image brings it again",
+        vm.disk(),
+        vm.base,
+        vm.config.pool
     ))
 }
 
@@ -227,7 +256,12 @@ impl Driver for LibvirtDriver {
     }
 
     async fn check(&self, specs: &[Spec]) -> Result<()> {
-        check::check(&self.config, &self.virsh(&self.config), specs).await
+        check::check(&self.config, &self.virsh(&self.config), specs).await?;
+        if self.config.zones.len() < 2 {
+            return Ok(());
+        }
+        let apart = apart::check(&self.config, &self.home).await;
+        apart.map_err(|error| error.of_kind(Kind::Precheck))
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
@@ -290,6 +324,9 @@ impl Driver for LibvirtDriver {
                 State::Stopped
             }
         };
+        if vm.config.autostart {
+            virsh.call(&["autostart", &vm.claim.to_string()]).await?;
+        }
         self.power_on(&vm, &virsh, state).await?;
         Ok(vm.instance(None))
     }
@@ -373,8 +410,9 @@ impl Driver for LibvirtDriver {
                 vm.leaving = true;
                 folder.write(&vm)?;
             }
-            if let Some(seen) = pool.check().await? {
-                pool.start(seen).await?;
+            if vm.folder.is_some() {
+                // Also a pool that was forgotten: what the machine has in it is still in its folder.
+                pool.ensure().await?;
                 pool.remove(&vm).await?;
                 // Of machines that leave at the same time, the last to say so takes the base along.
                 let unused = || {
@@ -388,6 +426,7 @@ impl Driver for LibvirtDriver {
                 pool.drop_base(&vm.base, &self.notes(&virsh), unused)
                     .await?;
             }
+            accel::sweep(&virsh, &self.home.dir).await?;
             self.leave_network(&vm, &virsh).await?;
         }
         folder.remove()
@@ -415,5 +454,25 @@ impl Driver for LibvirtDriver {
             return None;
         }
         Some(vm.folder.as_ref()?.join(vm.console()))
+    }
+
+    /// The console is a volume of the pool, so the daemon gives it out to whoever may use it.
+    async fn read_console(&self, claim: Claim) -> Result<Option<Vec<u8>>> {
+        let folder = self.folder(claim);
+        let Some(vm) = folder.read()? else {
+            return Ok(None);
+        };
+        let here = self.console(claim).map(std::fs::read);
+        if let Some(Ok(bytes)) = here {
+            return Ok(Some(bytes));
+        }
+        let virsh = self.virsh(&vm.config);
+        let pool = Pool {
+            virsh: &virsh,
+            name: &vm.config.pool,
+        };
+        let text = pool.read(&vm.console(), folder.path()).await;
+        text.map(Some)
+            .map_err(|error| error.context(format!("failed to read the console of `{}`", vm.name)))
     }
 }

@@ -12,6 +12,7 @@
 
 mod accel;
 mod address;
+mod apart;
 mod base;
 mod check;
 mod doctor;
@@ -21,6 +22,7 @@ mod lease;
 mod look;
 mod network;
 mod options;
+mod owner;
 mod ssh;
 mod storage;
 mod uri;

@@ -120,6 +120,11 @@ pub(crate) async fn ensure(
     choice: &Choice,
 ) -> Result<()> {
     let id = network.id.to_string();
+    let settled = ["net-list", "--all", "--autostart", "--uuid"];
+    if virsh.lists(&settled, &id).await? {
+        return start(virsh, "--uuid", &id).await;
+    }
+    // A command that was killed may have defined it and no more.
     if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
         check(virsh, network, choice).await?;
         // The first address of a range is a router's by custom: no machine gets it.
@@ -140,8 +145,8 @@ pub(crate) async fn ensure(
         if defined.is_err() && !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
             return defined.map(drop);
         }
-        virsh.call(&["net-autostart", &id]).await?;
     }
+    virsh.call(&["net-autostart", &id]).await?;
     start(virsh, "--uuid", &id).await
 }
 
@@ -212,21 +217,11 @@ pub(crate) fn mode(document: &Document<'_>) -> String {
 }
 
 fn overlap(description: &str, cidr: Ipv4Net) -> Result<()> {
-    let Ok(document) = Document::parse(description) else {
-        // Removed since it was listed.
-        return Ok(());
-    };
-    let title = document
-        .descendants()
-        .find(|node| node.has_tag_name("name"))
-        .and_then(|node| node.text())
-        .unwrap_or_default()
-        .to_owned();
-    for range in ranges(&document) {
+    for Titled { name, range } in titled(description) {
         if range.contains(&cidr.network()) || cidr.contains(&range.network()) {
             return Err(Error::new(
                 Kind::Conflict,
-                format!("the network {cidr} of forge overlaps libvirt's network `{title}`, which is {range}"),
+                format!("the network {cidr} of forge overlaps libvirt's network `{name}`, which is {range}"),
             )
             .hint("choose another range with `--libvirt-network-cidr`"));
         }
@@ -249,6 +244,60 @@ fn ranges(document: &Document<'_>) -> Vec<Ipv4Net> {
             Some(net.trunc())
         })
         .collect()
+}
+
+/// A range, and the name of the network that it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Titled {
+    pub(crate) name: String,
+    pub(crate) range: Ipv4Net,
+}
+
+/// The ranges of all networks of a daemon that are up.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(crate) async fn active(virsh: &Virsh) -> Result<Vec<Titled>> {
+    let all = virsh.call(&["net-list", "--uuid"]).await?;
+    let commands: Vec<String> = all
+        .lines()
+        .map(str::trim)
+        .filter(|id| !id.is_empty())
+        .map(|id| format!("net-dumpxml {id}"))
+        .collect();
+    let texts = virsh.batch(&commands).await?;
+    Ok(texts.iter().flat_map(|text| titled(text)).collect())
+}
+
+/// The ranges of one network, also while it is stopped; none when it is not there.
+///
+/// # Errors
+/// When the daemon cannot be asked.
+pub(crate) async fn of(virsh: &Virsh, name: &str) -> Result<Vec<Titled>> {
+    let texts = virsh.batch(&[format!("net-dumpxml {name}")]).await?;
+    Ok(texts.iter().flat_map(|text| titled(text)).collect())
+}
+
+fn titled(description: &str) -> Vec<Titled> {
+    let Ok(document) = Document::parse(description) else {
+        // Removed since it was listed.
+        return Vec::new();
+    };
+    let name = title(&document);
+    let named = |range| Titled {
+        name: name.clone(),
+        range,
+    };
+    ranges(&document).into_iter().map(named).collect()
+}
+
+fn title(document: &Document<'_>) -> String {
+    document
+        .descendants()
+        .find(|node| node.has_tag_name("name"))
+        .and_then(|node| node.text())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Stops and forgets the network. Gone already: succeeds.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use forge_driver::{Context, Error, Kind, Result, Seed, atomic, seed};
+use forge_driver::{Context, Error, Kind, Result, Seed, atomic, host, seed};
 
 use crate::uri::Uri;
 use crate::virsh::{Virsh, field};
@@ -40,8 +40,8 @@ pub(crate) struct Pool<'a> {
 pub(crate) struct Seen {
     /// The folder that its volumes lie in.
     pub(crate) target: PathBuf,
-    /// Bytes that may still be written.
-    pub(crate) available: u64,
+    /// Bytes that may still be written; unknown while the pool is stopped.
+    pub(crate) available: Option<u64>,
 }
 
 impl Pool<'_> {
@@ -57,7 +57,13 @@ impl Pool<'_> {
             .filter(|name| !name.is_empty())
             .collect();
         if names.contains(&self.name) {
-            return self.look().await.map(Some);
+            let mut seen = self.look().await?;
+            if !self.active().await? {
+                // libvirt then says 0; a folder of this host tells it itself.
+                let here = !self.virsh.uri().over_ssh();
+                seen.available = here.then(|| host::free_space(&seen.target).ok()).flatten();
+            }
+            return Ok(Some(seen));
         }
         if self.name == DEFAULT && default_target(self.virsh.uri()).is_some() {
             return Ok(None);
@@ -126,12 +132,20 @@ impl Pool<'_> {
         }
         // Another command may have been faster with any of them.
         if !self.active().await? {
-            outcome?;
+            outcome.map_err(|error| {
+                error.hint(format!(
+                    "is the folder `{}` of the pool `{}` there? `virsh pool-build {}` makes it",
+                    seen.target.display(),
+                    self.name,
+                    self.name
+                ))
+            })?;
         }
         self.look().await
     }
 
-    async fn active(&self) -> Result<bool> {
+    /// Whether the pool is there and started.
+    pub(crate) async fn active(&self) -> Result<bool> {
         self.virsh.lists(&["pool-list", "--name"], self.name).await
     }
 
@@ -277,17 +291,20 @@ impl Pool<'_> {
     }
 
     /// What a file that a guest wrote holds; empty when there is none.
-    pub(crate) async fn read(&self, name: &str, folder: &Path) -> Result<String> {
+    pub(crate) async fn read(&self, name: &str, folder: &Path) -> Result<Vec<u8>> {
         if !self.has(name).await? {
-            return Ok(String::new());
+            return Ok(Vec::new());
         }
-        let copy = Copy::new(folder.join(".download"), b"")?;
+        // Others may read it at the same time.
+        let copy = Copy::new(
+            folder.join(format!(".download-{}", std::process::id())),
+            b"",
+        )?;
         let file = copy.0.to_string_lossy();
         self.virsh
             .call(&["vol-download", name, &file, "--pool", self.name])
             .await?;
-        let bytes = fs::read(&copy.0).or_fail(Kind::Io, || format!("failed to read `{name}`"))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        fs::read(&copy.0).or_fail(Kind::Io, || format!("failed to read `{name}`"))
     }
 
     /// Removes everything of a machine.
@@ -371,8 +388,7 @@ fn seen(text: &str) -> Option<Seen> {
         target: target.trim().into(),
         available: of("available")
             .and_then(|node| node.text())
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(u64::MAX),
+            .and_then(|text| text.trim().parse().ok()),
     })
 }
 
@@ -397,7 +413,7 @@ mod tests {
         )
         .expect("a pool");
         assert_eq!(found.target, Path::new("/var/lib/x"));
-        assert_eq!(found.available, 42);
+        assert_eq!(found.available, Some(42));
         assert!(seen("<pool type='rbd'><name>p</name></pool>").is_none());
         assert!(seen("garbage").is_none());
     }

@@ -41,12 +41,23 @@ impl Virsh {
         &self.uri
     }
 
-    /// What one command prints.
+    /// What one command prints, after a word that only virsh says: an answer that is empty because something else
+    /// was run in its place would tell that there is nothing.
     ///
     /// # Errors
-    /// What libvirt said, as a kind that can be acted on.
+    /// What libvirt said, as a kind that can be acted on; [`Kind::Invalid`] for what virsh does not say.
     pub(crate) async fn call(&self, words: &[&str]) -> Result<String> {
-        self.run(words, None, DEADLINE).await
+        let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        let script = format!("echo {MARK}; {}", line.join(" "));
+        let what = words.first().copied().unwrap_or_default();
+        let text = self.run_as(what, &[&script], None, DEADLINE).await?;
+        match text.trim_start().strip_prefix(MARK) {
+            Some(rest) => Ok(rest.strip_prefix('\n').unwrap_or(rest).to_owned()),
+            None => Err(strange(
+                format!("`virsh {what}` at `{}` gave no answer of virsh's", self.uri),
+                &text,
+            )),
+        }
     }
 
     /// Whether a list has the line `wanted`.
@@ -102,21 +113,31 @@ impl Virsh {
             .map(|part| part.trim().to_owned())
             .collect();
         if answers.len() != commands.len() + 1 {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!(
-                    "`virsh` gave {} answers to {} questions",
-                    answers.len() - 1,
-                    commands.len()
-                ),
-            )
-            .because(process::tail(&text, 5)));
+            let message = format!(
+                "`virsh` gave {} answers to {} questions",
+                answers.len() - 1,
+                commands.len()
+            );
+            return Err(strange(message, &text));
         }
         Ok(answers[..commands.len()].to_vec())
     }
 
     async fn run(
         &self,
+        words: &[&str],
+        input: Option<&[u8]>,
+        deadline: Duration,
+    ) -> Result<String> {
+        let what = words.first().and_then(|word| word.split(' ').next());
+        self.run_as(what.unwrap_or_default(), words, input, deadline)
+            .await
+    }
+
+    /// Runs virsh; an error names the command `what`.
+    async fn run_as(
+        &self,
+        what: &str,
         words: &[&str],
         input: Option<&[u8]>,
         deadline: Duration,
@@ -138,10 +159,22 @@ impl Virsh {
         if output.status.success() {
             return Ok(output.text());
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let what = words.first().and_then(|word| word.split(' ').next());
-        Err(understood(&self.uri, what.unwrap_or_default(), &said))
+        let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.trim().is_empty() {
+            said = format!("`virsh` ended with {} and said nothing", output.status);
+        }
+        Err(understood(&self.uri, what, &said))
     }
+}
+
+/// The error for what virsh does not say.
+fn strange(message: String, text: &str) -> Error {
+    Error::new(Kind::Invalid, message)
+        .because(match process::tail(text, 5).as_str() {
+            "" => "it printed nothing".to_owned(),
+            said => format!("it printed: {said}"),
+        })
+        .hint("is `--libvirt-virsh` the program of libvirt?")
 }
 
 /// The error behind what virsh said.
@@ -149,7 +182,8 @@ fn understood(uri: &Uri, what: &str, said: &str) -> Error {
     let reasons: Vec<&str> = said
         .lines()
         .map(|line| line.trim().trim_start_matches("error: "))
-        .filter(|line| !line.is_empty())
+        // The frame that ssh draws around its warnings.
+        .filter(|line| !line.trim_matches('@').is_empty())
         .collect();
     let reason = reasons.join(": ");
     let has = |word: &str| reason.contains(word);
@@ -160,7 +194,9 @@ fn understood(uri: &Uri, what: &str, said: &str) -> Error {
         )
         .because(reasons.get(1..).unwrap_or_default().join(": "));
         return if let Some(words) = uri.ssh_words().filter(|_| !has("libvirt-sock")) {
-            error.hint(if has("Host key verification failed") {
+            error.hint(if has("IDENTIFICATION HAS CHANGED") {
+                format!("its key is not the one that is known. When you know that the host was set up anew: `ssh-keygen -R HOST`, then connect once with `ssh {words}` and compare; else somebody is in the way")
+            } else if has("Host key verification failed") {
                 format!("connect once with `ssh {words}` and compare the key that it shows with that of the host: forge trusts no host key by itself")
             } else if has("Permission denied") {
                 format!("`ssh -o BatchMode=yes {words} true` has to succeed: give your agent the key, or that host your public key")
@@ -191,7 +227,7 @@ fn understood(uri: &Uri, what: &str, said: &str) -> Error {
         Kind::Io => {
             error.hint("free some space in that storage pool, then run the same command again")
         }
-        Kind::Conflict => error.hint("choose another range with `--libvirt-network-cidr`"),
+        Kind::Conflict => error.hint("choose another range with `--libvirt-network-cidr`; that of a network of somebody else's changes with `virsh net-edit`"),
         _ => error,
     }
 }

@@ -73,6 +73,13 @@ impl Store {
         self
     }
 
+    /// How the volumes of its base images begin.
+    fn base(&self) -> String {
+        let text = std::fs::read_to_string(self.home().dir.join("owner.json")).expect("a name");
+        let (_, id) = text.split_once("\"id\": \"").expect("an id");
+        format!("forge-base-{}", &id[..8])
+    }
+
     fn driver(&self) -> LibvirtDriver {
         LibvirtDriver::open(self.config.clone(), self.home())
     }
@@ -181,10 +188,7 @@ async fn machines_that_leave_together_take_their_base_along() {
     for spec in &specs {
         driver.create(spec).await.expect("made");
     }
-    let base = format!(
-        "forge-base-{}",
-        &store.network.owner.simple().to_string()[..8]
-    );
+    let base = store.base();
     assert!(said(&["vol-list", "default"]).contains(&base));
     let [one, two, three] = specs.map(|spec| spec.claim);
     let (a, b, c) = tokio::join!(
@@ -272,6 +276,15 @@ async fn a_named_network_is_started_and_gives_fixed_addresses() {
     driver.set_power(spec.claim, Power::On).await.expect("on");
     let seen = driver.observe(&[spec.claim]).await.expect("observed");
     assert_eq!(seen[0].instance.as_ref(), Some(&made));
+
+    // Another store with an image of the same name takes only its own along.
+    let theirs = named("lan");
+    let other = theirs.spec();
+    theirs.driver().create(&other).await.expect("made");
+    let gone = theirs.driver().destroy(other.claim).await;
+    gone.expect("destroyed");
+    let left = said(&["vol-list", "default"]);
+    assert!(left.contains(&store.base()) && !left.contains(&theirs.base()));
     driver.destroy(spec.claim).await.expect("destroyed");
     assert!(!said(&["net-dumpxml", "lan"]).contains("<host"));
     said(&["net-destroy", "lan"]);
@@ -325,6 +338,70 @@ async fn a_damaged_base_image_is_told() {
     assert!(!left.contains(&spec.claim.to_string()), "{left}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_was_changed_is_brought_again() {
+    let store = Store::new();
+    let (driver, spec) = (store.driver(), store.spec());
+    driver.create(&spec).await.expect("made");
+    let base = only(&pool(), &store.base());
+    let whole = std::fs::read(&base).expect("the volume");
+    for damage in [
+        // Cut short, of the same length and another content, and gone.
+        (|base: &Path, _: &[u8]| std::fs::write(base, b"short")) as fn(&Path, &[u8]) -> _,
+        |base, whole| std::fs::write(base, vec![7; whole.len()]),
+        |base, _| std::fs::remove_file(base),
+    ] {
+        damage(&base, &whole).expect("damaged");
+        driver
+            .set_power(spec.claim, Power::Kill)
+            .await
+            .expect("off");
+        let error = driver.set_power(spec.claim, Power::On).await;
+        let hint = error
+            .expect_err("no base")
+            .deepest_hint()
+            .map(str::to_owned);
+        assert!(hint.expect("a hint").contains("brings it again"));
+        let other = store.spec();
+        driver.create(&other).await.expect("made");
+        assert!(std::fs::read(&base).expect("the volume") == whole);
+        driver.set_power(spec.claim, Power::On).await.expect("on");
+        driver.destroy(other.claim).await.expect("destroyed");
+    }
+    driver.destroy(spec.claim).await.expect("destroyed");
+    assert!(!base.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_stopped_or_without_its_folder_is_told_or_started() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("disks");
+    let path = target.to_string_lossy().into_owned();
+    said(&["pool-define-as", "resting", "dir", "--target", &path]);
+    let store = Store::new().with(|config| config.pool = "resting".into());
+    let (driver, spec) = (store.driver(), store.spec());
+    driver
+        .check(std::slice::from_ref(&spec))
+        .await
+        .expect("nobody knows what it has room for");
+    let error = driver.create(&spec).await.expect_err("no folder");
+    assert!(error.deepest_hint().expect("a hint").contains("pool-build"));
+    driver.destroy(spec.claim).await.expect("nothing was in it");
+    std::fs::create_dir(&target).expect("mkdir");
+    let spec = store.spec();
+    driver.create(&spec).await.expect("made");
+    driver
+        .set_power(spec.claim, Power::Kill)
+        .await
+        .expect("off");
+    said(&["pool-destroy", "resting"]);
+    driver.set_power(spec.claim, Power::On).await.expect("on");
+    driver.destroy(spec.claim).await.expect("destroyed");
+    assert_eq!(said(&["vol-list", "resting"]).trim(), "");
+    said(&["pool-destroy", "resting"]);
+    said(&["pool-undefine", "resting"]);
+}
+
 /// The folder of the pool on the other host.
 fn far_pool() -> PathBuf {
     let folder = std::env::var_os("FORGE_LIBVIRT_FOLDER").expect("run by with-libvirt");
@@ -360,8 +437,7 @@ async fn an_upload_to_another_host_goes_on_where_it_was_cut_off() {
         .await
         .expect("the check passes");
     driver.create(&spec).await.expect("made");
-    let owner = &store.network.owner.simple().to_string()[..8];
-    let base = only(&far_pool(), &format!("forge-base-{owner}"));
+    let base = only(&far_pool(), &store.base());
     assert!(std::fs::read(&base).expect("the volume") == bytes);
 
     // As a cut in the second piece would have left it.
@@ -392,6 +468,10 @@ async fn an_upload_to_another_host_goes_on_where_it_was_cut_off() {
         .expect("observed");
     assert!(seen.iter().all(|seen| seen.state == State::Running));
     assert_eq!(driver.console(spec.claim), None);
+    let console = far_pool().join(format!("forge-{}.log", spec.claim));
+    std::fs::write(console, "it booted\n").expect("written");
+    let read = driver.read_console(spec.claim).await.expect("read");
+    assert_eq!(read.as_deref(), Some(&b"it booted\n"[..]));
     for spec in [&spec, &other] {
         driver.destroy(spec.claim).await.expect("destroyed");
     }
