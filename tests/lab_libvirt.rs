@@ -25,6 +25,10 @@ const DOMAIN: &str = "<domain type='qemu'><name>taken</name><memory unit='MiB'>6
 const NETWORK: &str = "<network><name>theirs</name><forward mode='nat'/>\
     <ip address='10.77.0.1' prefix='24'/></network>";
 
+/// A network whose machines other hosts reach, of the same range at each of two hosts.
+const LAN: &str = "<network><name>lan</name><forward mode='route'/><ip address='10.78.0.1' prefix='24'>\
+    <dhcp><range start='10.78.0.10' end='10.78.0.90'/></dhcp></ip></network>";
+
 const MACHINES: [&str; 3] = ["default-m1", "default-m2", "default-m3"];
 
 #[test]
@@ -273,6 +277,24 @@ fn over_two_hosts(steps: &mut Steps, store: &Store) {
         "{plan}"
     );
     assert!(!plan.contains("only labels"), "{plan}");
+
+    steps.step("networks of two hosts with one range are told in the plan");
+    for uri in [HERE, THERE] {
+        virsh_at(uri, &["net-define", "/dev/stdin"], LAN);
+    }
+    let mut same = up("lan");
+    same.push("--dry-run");
+    let refused = store.run(&same).exits(3);
+    for said in [
+        format!("`lan` of zone `z1` at `{HERE}` is 10.78.0.0/24"),
+        format!("`lan` of zone `z2` at `{THERE}` is 10.78.0.0/24: they overlap"),
+        "net-edit lan".to_owned(),
+    ] {
+        assert!(refused.err.contains(&said), "{refused}");
+    }
+    for uri in [HERE, THERE] {
+        virsh_at(uri, &["net-undefine", "lan"], "");
+    }
 
     steps.step("a swarm of three managers over two hosts");
     let first = store.json(&up("routed"));
