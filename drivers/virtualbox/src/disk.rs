@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forge_driver::{BaseImage, Result, atomic, hold, process};
-use tokio::process::Command;
+use forge_driver::{BaseImage, Error, Kind, Result, atomic, hold, process};
 
 use crate::info::{blocks, value};
 use crate::manage::{Manage, text};
@@ -43,7 +42,7 @@ impl Bases {
     /// What the conversion reports, also when the image is damaged.
     pub(crate) async fn ensure(&self, id: &str, image: &BaseImage) -> Result<PathBuf> {
         atomic::private_folder(&self.folder)?;
-        let _work = hold::work(&self.folder).await?;
+        let work = hold::work_within(&self.folder, CONVERSION).await?;
         let file = self.file(id);
         if file.exists() {
             return Ok(file);
@@ -55,19 +54,26 @@ impl Bases {
             )
         };
         let unfinished = self.folder.join(".new.vdi");
-        let mut command = Command::new(CONVERTER);
-        command
-            .args(["convert", "-f", "qcow2", "-O", "vdi"])
-            .arg(&image.disk)
-            .arg(&unfinished);
-        process::run(command, None, CONVERSION)
-            .await?
-            .success("`qemu-img convert`")
-            .map_err(|error| {
-                error
-                    .context(failed())
-                    .hint("when the image is damaged: `forge image rm` it, then run the same command again")
-            })?;
+        let held = work.as_ref().ok_or_else(|| {
+            Error::new(Kind::Io, format!("`{}` was removed", self.folder.display()))
+        })?;
+        let words = ["convert", "-f", "qcow2", "-O", "vdi"];
+        let files = [text(&image.disk)?, text(&unfinished)?];
+        // One that outlives a killed forge keeps the next from writing to the same file.
+        process::run_holding(
+            Path::new(CONVERTER),
+            &[&words[..], &files].concat(),
+            held.shared()?,
+            |_| {},
+            CONVERSION,
+        )
+        .await?
+        .success("`qemu-img convert`")
+        .map_err(|error| {
+            error.context(failed()).hint(
+                "when the image is damaged: `forge image rm` it, then run the same command again",
+            )
+        })?;
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(&unfinished, private)
             .and_then(|()| fs::File::open(&unfinished)?.sync_all())
@@ -89,7 +95,7 @@ impl Bases {
         unused: impl FnOnce() -> Result<bool>,
     ) -> Result<()> {
         atomic::private_folder(&self.folder)?;
-        let _work = hold::work(&self.folder).await?;
+        let _work = hold::work_within(&self.folder, CONVERSION).await?;
         if !unused()? {
             return Ok(());
         }
@@ -160,6 +166,61 @@ pub(crate) async fn close(manage: &Manage, medium: Medium, file: &Path) -> Resul
     }
 }
 
+/// How many disks in a machine's folder are closed at most: one, and one for each snapshot of each disk.
+const DISKS: usize = 256;
+
+/// VirtualBox forgets every disk whose file is below `folder`, those that differ from others first.
+///
+/// # Errors
+/// What VirtualBox said, also when something elsewhere differs from one of them.
+pub(crate) async fn close_below(manage: &Manage, folder: &Path) -> Result<()> {
+    let mut failed = None;
+    for _ in 0..DISKS {
+        let Some(id) = outermost(&manage.call(&["list", "hdds"]).await?, folder) else {
+            return Ok(());
+        };
+        if let Some((last, error)) = failed.take()
+            && last == id
+        {
+            return Err(error);
+        }
+        if let Err(error) = manage.call(&["closemedium", "disk", &id]).await {
+            failed = Some((id, error));
+        }
+    }
+    Err(Error::new(
+        Kind::Failed,
+        format!(
+            "VirtualBox has more than {DISKS} disks below `{}`",
+            folder.display()
+        ),
+    ))
+}
+
+/// A disk below `folder`, by its UUID; one from which no other there differs, when there is such a one.
+fn outermost(text: &str, folder: &Path) -> Option<String> {
+    let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let all = blocks(text, "UUID");
+    let ours: Vec<&Vec<(String, String)>> = all
+        .iter()
+        .filter(|block| {
+            value(block, "Location").is_some_and(|location| {
+                let location = Path::new(location);
+                location.starts_with(folder) || location.starts_with(&real)
+            })
+        })
+        .collect();
+    let parents: Vec<&str> = ours
+        .iter()
+        .filter_map(|block| value(block, "Parent UUID"))
+        .collect();
+    let id = |block: &&Vec<(String, String)>| value(block, "UUID").map(str::to_owned);
+    let leaf = ours
+        .iter()
+        .find(|block| value(block, "UUID").is_some_and(|id| !parents.contains(&id)));
+    leaf.or(ours.first()).and_then(id)
+}
+
 /// The UUID of the medium at `file` in what `list hdds` or `list dvds` says.
 fn registered(text: &str, file: &Path) -> Option<String> {
     let real = fs::canonicalize(file).ok();
@@ -177,6 +238,26 @@ fn registered(text: &str, file: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_are_closed_from_the_outermost_one() {
+        let disk = |id: &str, parent: &str, location: &str| {
+            format!(
+                "UUID:           {id}\nParent UUID:    {parent}\nState:          created\nLocation:       {location}\n\n"
+            )
+        };
+        let base = disk("0", "base", "/h/bases/x.vdi");
+        let own = disk("1", "0", "/h/c/disk.vdi");
+        let snapshot = disk("2", "1", "/h/c/vm/n1/Snapshots/{2}.vdi");
+        let folder = Path::new("/h/c");
+        let first = outermost(&format!("{base}{own}{snapshot}"), folder);
+        assert_eq!(first.as_deref(), Some("2"));
+        assert_eq!(
+            outermost(&format!("{base}{own}"), folder).as_deref(),
+            Some("1")
+        );
+        assert_eq!(outermost(&base, folder), None);
+    }
 
     #[test]
     fn a_medium_is_found_by_its_place() {

@@ -274,9 +274,9 @@ pub(crate) async fn mend(
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         patiently(manage, &[&["modifyvm", &id][..], &words].concat()).await?;
     }
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    // Where a snapshot was taken another disk is there, with what was written since.
     let there = info.values.get(&format!("{CONTROLLER}-0-0"));
-    if there.is_none_or(|there| real(Path::new(there)) != real(&disk)) {
+    if there.is_none_or(|there| there == "none") {
         patiently(manage, &attachment_of(&id, "0", "hdd", text(&disk)?)).await?;
     }
     Ok(())
@@ -374,8 +374,13 @@ pub(crate) async fn raze(manage: &Manage, folder: &Folder) -> Result<()> {
             // attached it refuses, which is as good.
             let detach = attachment_of(&id, "0", "hdd", "none");
             let _ = patiently(manage, &detach).await;
-            disk::close(manage, Medium::Disk, &Files(folder.path()).disk()).await?;
-            let removed = patiently(manage, &["unregistervm", &id, "--delete"]).await;
+            let closed = disk::close(manage, Medium::Disk, &Files(folder.path()).disk()).await;
+            let mut words = vec!["unregistervm", &id];
+            if closed.is_ok() {
+                words.push("--delete");
+            }
+            // Snapshots hold on to the disk. With those, too, VirtualBox would delete the base: they are closed below.
+            let removed = patiently(manage, &words).await;
             // With a base image that is gone VirtualBox reports an error and forgets the machine all the same.
             if info::find(manage, claim).await?.is_some() {
                 removed?;
@@ -387,8 +392,9 @@ pub(crate) async fn raze(manage: &Manage, folder: &Folder) -> Result<()> {
         }
     }
     let files = Files(folder.path());
-    for (medium, file) in [(Medium::Disk, files.disk()), (Medium::Disc, files.seed())] {
-        disk::close(manage, medium, &file).await?;
+    disk::close_below(manage, folder.path()).await?;
+    disk::close(manage, Medium::Disc, &files.seed()).await?;
+    for file in [files.disk(), files.seed()] {
         atomic::gone(fs::remove_file(&file), &file)?;
     }
     let settings = files.settings();

@@ -102,7 +102,7 @@ impl Manage {
         let _turn = TURN.lock().await;
         atomic::private_folder(&self.gate)?;
         let one = hold::work(&self.gate).await.map_err(|error| {
-            error.hint("a `VBoxManage` of another command may hang (`ps -C VBoxManage`): end it, then run the same command again")
+            error.hint("a `VBoxManage` of another command may hang (`pgrep -l VBoxManage`): end it, then run the same command again")
         })?;
         let mut tries = TRIES;
         loop {

@@ -32,6 +32,9 @@ struct Note {
     dhcp: Option<String>,
     /// The host-only interface that is forge's.
     interface: Option<String>,
+    /// The address that it was given: with another one it is somebody else's, of the same name.
+    #[serde(default)]
+    address: Option<Ipv4Addr>,
     /// A host-only interface is being made; these were there before.
     before: Option<Vec<String>>,
 }
@@ -230,7 +233,8 @@ impl Networks {
             return Ok(there.name.clone());
         }
         // One that an earlier call made and did not configure any more.
-        let unfinished = note.interface.clone().or_else(|| {
+        let begun = note.interface.clone().filter(|_| note.address.is_none());
+        let unfinished = begun.or_else(|| {
             let before = note.before.as_ref()?;
             let new = all
                 .iter()
@@ -258,20 +262,23 @@ impl Networks {
             }
         };
         note.interface = Some(name.clone());
+        note.address = None;
         note.before = None;
         self.write(network.id, &note)?;
-        let (host, mask) = (host.to_string(), cidr.netmask().to_string());
+        let (given, mask) = (host.to_string(), cidr.netmask().to_string());
         manage
             .call(&[
                 "hostonlyif",
                 "ipconfig",
                 &name,
                 "--ip",
-                &host,
+                &given,
                 "--netmask",
                 &mask,
             ])
             .await?;
+        note.address = Some(host);
+        self.write(network.id, &note)?;
         Ok(name)
     }
 
@@ -294,10 +301,9 @@ impl Networks {
                 .await?;
         }
         if let Some(name) = &note.interface
-            && interfaces(manage)
-                .await?
-                .iter()
-                .any(|there| there.name == *name)
+            && interfaces(manage).await?.iter().any(|there| {
+                there.name == *name && (note.address.is_none() || there.address == note.address)
+            })
         {
             manage.call(&["hostonlyif", "remove", name]).await?;
         }

@@ -182,7 +182,10 @@ fn refuse_overlap(servers: &[Server], name: &str, cidr: Ipv4Net) -> Result<()> {
                     server.name
                 ),
             )
-            .hint("choose another range with `--virtualbox-intnet-cidr`"));
+            .hint(format!(
+                "choose another range with `--virtualbox-intnet-cidr` or `--virtualbox-hostonly-cidr`; or, when nobody needs that one: `VBoxManage dhcpserver remove --network {}`",
+                server.name
+            )));
         }
     }
     Ok(())
