@@ -45,7 +45,8 @@ enum When {
     Late,
 }
 
-/// A VBoxManage that notes every call and kills the forge that makes the chosen one.
+/// A VBoxManage that notes every call and kills the forge that makes the chosen one, and a converter of images that
+/// does so once when it is told to.
 struct Gun {
     folder: tempfile::TempDir,
 }
@@ -53,14 +54,20 @@ struct Gun {
 impl Gun {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let real = run(
-            Command::new("sh").args(["-c", "command -v VBoxManage"]),
-            b"",
-            PATIENCE,
-        )
-        .ok()
-        .text();
+        let real = |program: &str| {
+            let look = format!("command -v {program}");
+            run(Command::new("sh").args(["-c", &look]), b"", PATIENCE)
+                .ok()
+                .text()
+        };
         let here = folder.path().display();
+        let converter = format!(
+            "#!/bin/sh\n\
+             if rm '{here}/convert' 2>/dev/null; then kill -KILL \"$(cat '{here}/pid')\"; sleep 1; fi\n\
+             exec '{}' \"$@\"\n",
+            real("qemu-img")
+        );
+        let real = real("VBoxManage");
         let script = format!(
             "#!/bin/sh\n\
              number=$(($(wc -l <'{here}/calls') + 1))\n\
@@ -72,9 +79,11 @@ impl Gun {
              esac\n\
              exec '{real}' \"$@\"\n"
         );
-        let file = folder.path().join("VBoxManage");
-        fs::write(&file, script).expect("written");
-        fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("chmod");
+        for (name, script) in [("VBoxManage", script), ("qemu-img", converter)] {
+            let file = folder.path().join(name);
+            fs::write(&file, script).expect("written");
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("chmod");
+        }
         Self { folder }
     }
 
@@ -208,7 +217,10 @@ fn inside() {
     let mut steps = Steps::new("virtualbox: kills");
     let store = Store::blank(FORGE);
     let gun = Gun::new();
-    // The base image is converted once; that is a call of another program.
+    steps.step("the base image is converted by a program that goes on alone");
+    fs::write(gun.file("convert"), "").expect("written");
+    gun.forge(&store, CREATE, None, MADE).exits(KILLED);
+    assert!(!gun.file("convert").exists());
     gun.forge(&store, CREATE, None, MADE).exits(ABORTED);
     gun.forge(&store, RM, None, "").ok();
     nothing(&store, "at first");

@@ -400,7 +400,22 @@ async fn what_a_hand_did_to_a_machine_is_told_and_mended() {
     let leases = said(&["list", "dhcpservers"]);
     assert!(leases.contains(&format!("VM NIC: {id} slot 1")), "{leases}");
 
-    // Its state is saved: it goes all the same.
+    // A snapshot was taken, what was written since is kept, and its state is saved: it goes all the same.
+    driver
+        .set_power(spec.claim, Power::Kill)
+        .await
+        .expect("off");
+    said(&["snapshot", &id, "take", "theirs"]);
+    let disk = || {
+        let shown = said(&["showvminfo", &id, "--machinereadable"]);
+        let mut lines = shown.lines();
+        let line = lines.find(|line| line.starts_with("\"IDE-0-0\""));
+        line.expect("a disk").to_owned()
+    };
+    let since = disk();
+    assert!(since.contains("/Snapshots/"), "{since}");
+    driver.set_power(spec.claim, Power::On).await.expect("on");
+    assert_eq!(disk(), since);
     said(&["controlvm", &id, "savestate"]);
     driver.destroy(spec.claim).await.expect("destroyed");
 
@@ -420,6 +435,54 @@ async fn what_a_hand_did_to_a_machine_is_told_and_mended() {
         .release_shared(&store.network)
         .await
         .expect("released");
+    assert_eq!(known(&store), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_only_interface_is_made_again_and_somebody_else_s_is_left_alone() {
+    let store = Store::on(|_| Lan::HostOnly {
+        host: Ipv4Addr::new(192, 168, 58, 1),
+        cidr: "192.168.58.0/24".parse().expect("a range"),
+        dhcp: true,
+    });
+    let driver = store.driver();
+    let spec = store.spec();
+    driver.create(&spec).await.expect("made");
+    driver
+        .set_power(spec.claim, Power::Kill)
+        .await
+        .expect("off");
+    let interface = || {
+        let text = said(&["list", "hostonlyifs"]);
+        let name = text.lines().find_map(|line| line.strip_prefix("Name:"));
+        (name.unwrap_or_default().trim().to_owned(), text)
+    };
+    said(&["hostonlyif", "remove", &interface().0]);
+    driver
+        .set_power(spec.claim, Power::On)
+        .await
+        .expect("mended");
+    let (name, text) = interface();
+    assert!(text.contains("192.168.58.1\n"), "{text}");
+    let shown = said(&["showvminfo", &spec.claim.to_string(), "--machinereadable"]);
+    assert!(
+        shown.contains(&format!("hostonlyadapter2=\"{name}\"")),
+        "{shown}"
+    );
+    driver.destroy(spec.claim).await.expect("destroyed");
+
+    // Somebody took it for something else.
+    let theirs = ["--ip", "192.168.59.1", "--netmask", "255.255.255.0"];
+    said(&[&["hostonlyif", "ipconfig", &name][..], &theirs].concat());
+    driver
+        .release_shared(&store.network)
+        .await
+        .expect("released");
+    let (_, text) = interface();
+    assert!(text.contains("192.168.59.1\n"), "{text}");
+    let servers = said(&["list", "dhcpservers"]);
+    assert!(!servers.contains("192.168.58.99"), "{servers}");
+    said(&["hostonlyif", "remove", &name]);
     assert_eq!(known(&store), Vec::<String>::new());
 }
 
