@@ -90,11 +90,31 @@ pub(crate) async fn find(virsh: &Virsh, claims: &[Claim]) -> Result<Vec<Found>> 
         })
         .collect();
     let answers = virsh.batch(&commands).await?;
-    Ok(claims
+    let all: Vec<Found> = claims
         .iter()
         .zip(answers.chunks(2))
         .map(|(claim, answers)| found(*claim, &answers[0], &answers[1]))
-        .collect())
+        .collect();
+    if all.contains(&Found::Nothing) {
+        // A question of a batch also has no answer when the daemon went away meanwhile: only a list that was had
+        // whole tells that there is nothing.
+        let list = virsh.call(&["list", "--all", "--uuid"]).await?;
+        let missed = claims.iter().zip(&all).find(|(claim, found)| {
+            let claim = claim.to_string();
+            **found == Found::Nothing && list.lines().any(|line| line.trim() == claim)
+        });
+        if let Some((claim, _)) = missed {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "libvirt at `{}` has the domain `{claim}` and told nothing of it",
+                    virsh.uri()
+                ),
+            )
+            .hint("run the same command again"));
+        }
+    }
+    Ok(all)
 }
 
 /// The one machine.

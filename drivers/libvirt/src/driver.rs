@@ -337,11 +337,21 @@ impl Driver for LibvirtDriver {
         let off = matches!(state, State::Stopped | State::Saved);
         match power {
             Power::On => self.power_on(&vm, &virsh, state).await,
+            // Without its saved memory it is off, as if the plug were pulled.
+            Power::Kill if state == State::Saved => {
+                virsh.call(&["managedsave-remove", &id]).await.map(drop)
+            }
             Power::Shutdown | Power::Kill if off => Ok(()),
-            Power::Shutdown => virsh
-                .call(&["shutdown", &id, "--mode", "acpi"])
-                .await
-                .map(drop),
+            Power::Shutdown => {
+                if state == State::Paused {
+                    // A guest that stands still does not see the button.
+                    virsh.call(&["resume", &id]).await?;
+                }
+                virsh
+                    .call(&["shutdown", &id, "--mode", "acpi"])
+                    .await
+                    .map(drop)
+            }
             Power::Kill => match virsh.call(&["destroy", &id]).await {
                 // It went down by itself in this moment.
                 Err(error) => match domain::find_one(&virsh, claim).await? {
@@ -390,7 +400,7 @@ impl Driver for LibvirtDriver {
                         // It may go down by itself in this moment; what does not shows below.
                         let _ = virsh.call(&["destroy", &id]).await;
                     }
-                    virsh
+                    let undefined = virsh
                         .call(&[
                             "undefine",
                             &id,
@@ -399,7 +409,13 @@ impl Driver for LibvirtDriver {
                             "--checkpoints-metadata",
                             "--nvram",
                         ])
-                        .await?;
+                        .await;
+                    // One that was undefined while it ran is gone as soon as it is off.
+                    if undefined.is_err()
+                        && domain::find_one(&virsh, claim).await? != Found::Nothing
+                    {
+                        undefined?;
+                    }
                 }
             }
             let pool = Pool {
@@ -426,8 +442,11 @@ impl Driver for LibvirtDriver {
                 pool.drop_base(&vm.base, &self.notes(&virsh), unused)
                     .await?;
             }
-            accel::sweep(&virsh, &self.home.dir).await?;
             self.leave_network(&vm, &virsh).await?;
+            accel::sweep(&virsh, &self.home.dir).await?;
+        } else {
+            // It was cut off before anything was decided, which is when guests are tried.
+            accel::sweep(&self.virsh(&self.config), &self.home.dir).await?;
         }
         folder.remove()
     }

@@ -85,8 +85,8 @@ pub struct Options {
     /// The hosts of a routed network, and what else is to reach its machines, need a route to the range of each
     /// zone through the host that the zone is on. A named network is started when it is stopped; where libvirt's
     /// DHCP server is on it, each machine gets a lease of its own that never changes. On a bridge a server of
-    /// the bridge's network gives out the addresses, and forge learns them from leases, from the guest's agent,
-    /// or from the table of neighbours of the bridge's host, which knows those that have spoken to it.
+    /// the bridge's network gives out the addresses, and forge learns them from leases, from the guest's agent
+    /// (forge's own image has none), or from the table of neighbours of the bridge's host, which knows those that have spoken to it.
     #[arg(
         id = "libvirt_network",
         long = "libvirt-network",

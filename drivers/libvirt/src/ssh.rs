@@ -27,7 +27,7 @@ pub(crate) fn program(home: &DriverHome) -> Result<PathBuf> {
         "#!/bin/sh\n\
          exec ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o VerifyHostKeyDNS=no -o UpdateHostKeys=no \
          -o NoHostAuthenticationForLocalhost=no -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=2 \
-         -o ClearAllForwardings=yes -o ForwardAgent=no -o ForwardX11=no -o PermitLocalCommand=no \
+         -o ClearAllForwardings=yes -o ForwardAgent=no -o ForwardX11=no -o PermitLocalCommand=no -o RemoteCommand=none -o RequestTTY=no \
          -o ControlMaster=auto -o ControlPath='{sockets}'/%C -o ControlPersist=5 \"$@\"\n"
     );
     let same = std::fs::read(&path).is_ok_and(|text| text == script.as_bytes())

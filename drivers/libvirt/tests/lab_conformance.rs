@@ -241,6 +241,38 @@ async fn a_network_that_was_removed_comes_back_with_its_leases() {
     assert!(!said(&["net-list", "--all", "--uuid"]).contains(&network));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_somebody_saved_paused_or_undefined_is_no_dead_end() {
+    let store = Store::new();
+    let (driver, spec) = (store.driver(), store.spec());
+    let id = spec.claim.to_string();
+    let state = async || {
+        let seen = driver.observe(&[spec.claim]).await;
+        seen.expect("observed")[0].state
+    };
+    driver.create(&spec).await.expect("made");
+    said(&["managedsave", &id]);
+    assert_eq!(state().await, State::Saved);
+    driver
+        .set_power(spec.claim, Power::Kill)
+        .await
+        .expect("off");
+    assert_eq!(state().await, State::Stopped);
+    driver.set_power(spec.claim, Power::On).await.expect("on");
+    said(&["suspend", &id]);
+    assert_eq!(state().await, State::Paused);
+    driver
+        .set_power(spec.claim, Power::Shutdown)
+        .await
+        .expect("asked");
+    assert_eq!(state().await, State::Running);
+    // It runs on, and is gone as soon as it is off.
+    said(&["undefine", &id]);
+    driver.destroy(spec.claim).await.expect("destroyed");
+    assert_eq!(store.count(spec.claim), 0);
+    assert!(!said(&["vol-list", "default"]).contains(&id));
+}
+
 /// A network of somebody else's, with libvirt's server on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_network_is_started_and_gives_fixed_addresses() {
