@@ -99,11 +99,7 @@ pub(crate) async fn find(virsh: &Virsh, claims: &[Claim]) -> Result<Vec<Found>> 
         // A question of a batch also has no answer when the daemon went away meanwhile: only a list that was had
         // whole tells that there is nothing.
         let list = virsh.call(&["list", "--all", "--uuid"]).await?;
-        let missed = claims.iter().zip(&all).find(|(claim, found)| {
-            let claim = claim.to_string();
-            **found == Found::Nothing && list.lines().any(|line| line.trim() == claim)
-        });
-        if let Some((claim, _)) = missed {
+        if let Some(claim) = missed(claims, &all, &list) {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
@@ -115,6 +111,19 @@ pub(crate) async fn find(virsh: &Virsh, claims: &[Claim]) -> Result<Vec<Found>> 
         }
     }
     Ok(all)
+}
+
+/// A domain that the list has and that was taken for absent.
+fn missed(claims: &[Claim], found: &[Found], list: &str) -> Option<Claim> {
+    claims
+        .iter()
+        .zip(found)
+        .filter(|(_, found)| **found == Found::Nothing)
+        .map(|(claim, _)| *claim)
+        .find(|claim| {
+            let id = claim.to_string();
+            list.lines().any(|line| line.trim() == id)
+        })
 }
 
 /// The one machine.
@@ -215,6 +224,17 @@ mod tests {
         }
         assert_eq!(found(claim(), "", ""), Found::Nothing);
         assert_eq!(found(Claim::random(), INFO, mark), Found::Nothing);
+    }
+
+    #[test]
+    fn a_domain_that_is_listed_is_not_absent() {
+        let claims = [claim(), Claim::random()];
+        let list = format!("{}\n{}\n", Claim::random(), claim());
+        let there = Found::Ours(State::Running);
+        assert_eq!(missed(&claims, &[there, Found::Nothing], &list), None);
+        let neither = [Found::Nothing, Found::Nothing];
+        assert_eq!(missed(&claims, &neither, &list), Some(claim()));
+        assert_eq!(missed(&claims, &neither, ""), None);
     }
 
     #[test]
