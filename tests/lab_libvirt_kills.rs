@@ -37,10 +37,10 @@ const START: Words = ("start", 1);
 const KILL: Words = ("kill", 0);
 const RM: Words = ("rm", 0);
 
-/// Every ninth kill; which ones differs from run to run.
+/// Every thirteenth kill; which ones differs from run to run.
 #[test]
 fn lab_libvirt_kills() {
-    scenario("lab_libvirt_kills", 9);
+    scenario("lab_libvirt_kills", 13);
 }
 
 /// Every call with both outcomes.
