@@ -79,11 +79,8 @@ async fn examine(session: &Session, wished: &[&str]) -> Result<Report> {
         }
         // Without a store, or with a damaged one, the drivers are asked in an empty one of the moment.
         Ok(None) | Err(_) => {
-            let folder = tempfile::tempdir().map_err(|error| {
-                Error::new(Kind::Io, "failed to make a folder to look around in").because(error)
-            })?;
-            let store = Store::open(&folder.path().join("store"))?;
-            registry::findings(&session.forge(store, Events::silent()), wished).await?
+            let (_folder, forge) = session.passing()?;
+            registry::findings(&forge, wished).await?
         }
     };
     Ok(doctor::examine(&root, drivers).await)

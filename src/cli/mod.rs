@@ -337,6 +337,18 @@ impl Session {
         Ok((self.forge(store, events), drawing))
     }
 
+    /// An empty store of the moment, for a command that looks around where there is none yet: it goes with the folder.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn passing(&self) -> Result<(tempfile::TempDir, Forge)> {
+        let folder = tempfile::tempdir().map_err(|error| {
+            Error::new(Kind::Io, "failed to make a folder to look around in").because(error)
+        })?;
+        let store = Store::open(&folder.path().join("store"))?;
+        Ok((folder, self.forge(store, Events::silent())))
+    }
+
     fn forge(&self, store: Store, events: Events) -> Forge {
         Forge {
             store,

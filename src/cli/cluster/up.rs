@@ -113,6 +113,11 @@ impl Up {
                 Some(store) => {
                     up::dry_run(&session.forge(store, Events::silent()), &request).await?
                 }
+                // Whether hosts can be zones is theirs to say.
+                None if request.sites.len() > 1 => {
+                    let (_folder, forge) = session.passing()?;
+                    up::dry_run(&forge, &request).await?
+                }
                 None => up::first_plan(&request)?,
             };
             show(session, &plan);
