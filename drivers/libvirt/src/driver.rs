@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::folder::records;
@@ -22,6 +23,9 @@ use crate::owner;
 use crate::storage::Pool;
 use crate::virsh::Virsh;
 use crate::vm::{Folder, Vm};
+
+/// How long a machine waits until those before it have their network: many may come at once, at a distant daemon.
+const TURN: Duration = Duration::from_secs(600);
 
 /// Domains of libvirt.
 ///
@@ -59,7 +63,7 @@ impl LibvirtDriver {
     async fn networks(&self, virsh: &Virsh) -> Result<Option<hold::Work>> {
         let folder = self.home.dir.join("networks").join(virsh.uri().folder());
         atomic::private_folder(&folder)?;
-        hold::work(&folder).await
+        hold::work_within(&folder, TURN).await
     }
 
     /// The network of a machine is up, and keeps the machine's address for it: also when somebody removed it
