@@ -1,13 +1,11 @@
 //! The address range of a swarm's overlay networks: chosen before any machine exists, because it can
 //! never be changed later.
 
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
 
+use forge_driver::routes::{self, Route, overlap};
+use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
-
-use forge_driver::{Context, Error, Kind, Result};
 
 /// The private ranges (RFC 1918) that a swarm's networks are taken from: the first that overlaps
 /// nothing.
@@ -46,12 +44,6 @@ const SHORTEST_NETWORK: u8 = 8;
 const fn net(address: [u8; 4], prefix: u8) -> Ipv4Net {
     let [a, b, c, d] = address;
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
-}
-
-/// Whether the two ranges share an address.
-#[must_use]
-pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
 }
 
 /// The first of [`CANDIDATES`] that overlaps none of `taken`.
@@ -112,60 +104,23 @@ pub fn ingress(pool: Ipv4Net) -> Ipv4Net {
     Ipv4Net::new(pool.network(), pool.prefix_len().max(NETWORK_PREFIX)).unwrap_or(pool)
 }
 
-/// The networks that this host has routes to.
+/// The networks that this host has routes to, sorted, without ways out to everywhere.
 ///
 /// # Errors
-/// When the kernel's table cannot be read or understood. A system without one (not Linux) has an empty
-/// answer.
+/// As [`routes::of_host`].
 pub fn host_networks() -> Result<Vec<Ipv4Net>> {
-    let path = Path::new("/proc/net/route");
-    match fs::read_to_string(path) {
-        Ok(text) => parse_routes(&text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => {
-            Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()))
-        }
-    }
+    Ok(networks(&routes::of_host()?))
 }
 
-/// The networks in the text of `/proc/net/route`, sorted, without ways out to everywhere.
-///
-/// The columns are `Iface Destination Gateway Flags RefCnt Use Metric Mask …`; addresses are the
-/// hexadecimal text of a 32-bit word that holds the bytes in network order
-/// (Linux, net/ipv4/fib_trie.c, `fib_route_seq_show`), so their order depends on the processor.
-///
-/// # Errors
-/// [`Kind::Invalid`] when a line has another form.
-pub fn parse_routes(text: &str) -> Result<Vec<Ipv4Net>> {
-    let mut networks = Vec::new();
-    for line in text.lines().skip(1).filter(|line| !line.trim().is_empty()) {
-        let network = parse_route(line).ok_or_else(|| {
-            Error::new(
-                Kind::Invalid,
-                format!("`{}` is not a line of a routing table", line.trim()),
-            )
-        })?;
-        if network.prefix_len() >= SHORTEST_NETWORK {
-            networks.push(network.trunc());
-        }
-    }
+fn networks(routes: &[Route]) -> Vec<Ipv4Net> {
+    let mut networks: Vec<Ipv4Net> = routes
+        .iter()
+        .map(|route| route.to)
+        .filter(|network| network.prefix_len() >= SHORTEST_NETWORK)
+        .collect();
     networks.sort_unstable();
     networks.dedup();
-    Ok(networks)
-}
-
-fn parse_route(line: &str) -> Option<Ipv4Net> {
-    let mut columns = line.split_ascii_whitespace();
-    let destination = address(columns.nth(1)?)?;
-    let mask = address(columns.nth(5)?)?;
-    Ipv4Net::with_netmask(destination, mask).ok()
-}
-
-fn address(hexadecimal: &str) -> Option<Ipv4Addr> {
-    (hexadecimal.len() == 8)
-        .then(|| u32::from_str_radix(hexadecimal, 16).ok())
-        .flatten()
-        .map(|word| Ipv4Addr::from(word.to_ne_bytes()))
+    networks
 }
 
 #[cfg(test)]
@@ -262,34 +217,20 @@ mod tests {
         );
     }
 
-    #[cfg(target_endian = "little")]
     #[test]
-    fn routes_are_read() {
-        let text = "\
-Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
-eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0
-tun0\t00000000\t0100000A\t0003\t0\t0\t0\t00000080\t0\t0\t0
-eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
-docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
-vpn0\t0A0A080A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
-";
-        assert_eq!(
-            parse_routes(text).expect("read"),
-            nets(&["10.0.0.0/24", "10.8.10.10/32", "172.17.0.0/16"])
-        );
-        assert_eq!(parse_routes("").expect("empty"), []);
-    }
-
-    #[test]
-    fn a_malformed_table_is_refused() {
-        for line in [
-            "eth0",
-            "eth0\tzz\t0\t0\t0\t0\t0\t0",
-            "eth0\t0000000A\t0\t1\t0\t0\t0\tFF00FF00",
-        ] {
-            let error = parse_routes(&format!("Iface\n{line}\n")).expect_err(line);
-            assert_eq!(error.kind(), Kind::Invalid);
-        }
+    fn ways_out_to_everywhere_are_no_networks() {
+        let route = |to: Ipv4Net| Route {
+            to,
+            interface: "eth0".to_owned(),
+        };
+        let all = nets(&[
+            "172.17.0.0/16",
+            "128.0.0.0/1",
+            "10.0.0.0/24",
+            "172.17.0.0/16",
+        ]);
+        let routes: Vec<Route> = all.into_iter().map(route).collect();
+        assert_eq!(networks(&routes), nets(&["10.0.0.0/24", "172.17.0.0/16"]));
     }
 
     #[cfg(target_os = "linux")]

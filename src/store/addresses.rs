@@ -10,7 +10,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use forge_driver::{Claim, ENGINE_PORT, Error, Forward, Kind, Mac, Network, Nic, Result, SSH_PORT};
+use forge_driver::{
+    Claim, ENGINE_PORT, Error, Forward, Kind, Mac, Network, Nic, Result, SSH_PORT, routes,
+};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -163,7 +165,7 @@ fn network(ledger: &mut Ledger, cidr: Ipv4Net, owner: Uuid, taken: &Taken) -> Re
 /// Refuses a range that overlaps another network of this store.
 fn overlap(cidr: Ipv4Net, known: impl IntoIterator<Item = Ipv4Net>) -> Result<()> {
     for other in known {
-        if other != cidr && (other.contains(&cidr) || cidr.contains(&other)) {
+        if other != cidr && routes::overlap(other, cidr) {
             return Err(Error::new(
                 Kind::Precheck,
                 format!("the network {cidr} overlaps the network {other} of this store"),

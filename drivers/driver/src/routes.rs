@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use ipnet::Ipv4Net;
+
+use crate::{Context, Error, Kind, Result};
 
 /// Two ranges share an address.
 #[must_use]
@@ -31,32 +35,76 @@ impl fmt::Display for Route {
     }
 }
 
-/// The host's routes, without the default ones, which every range overlaps. None are known outside Linux.
-#[must_use]
-pub fn of_host() -> Vec<Route> {
-    fs::read_to_string("/proc/net/route")
-        .map(|text| routes(&text))
-        .unwrap_or_default()
+/// The host's routes, without the default ones, which every range overlaps. A system without the kernel's table (not
+/// Linux) has an empty answer.
+///
+/// # Errors
+/// When the table cannot be read or understood.
+pub fn of_host() -> Result<Vec<Route>> {
+    let path = Path::new("/proc/net/route");
+    match fs::read_to_string(path) {
+        Ok(text) => routes(&text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => {
+            Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display()))
+        }
+    }
 }
 
-/// Reads /proc/net/route: interface, destination, gateway, flags, …, mask in the eighth column;
-/// numbers are hexadecimal, addresses in host byte order; bit 0 of the flags means "up".
-fn routes(text: &str) -> Vec<Route> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let columns: Vec<&str> = line.split_whitespace().collect();
-            let number = |index: usize| u32::from_str_radix(columns.get(index)?, 16).ok();
-            let address =
-                |index: usize| number(index).map(|number| Ipv4Addr::from(number.to_ne_bytes()));
-            let to = Ipv4Net::with_netmask(address(1)?, address(7)?).ok()?;
-            let up = number(3)? & 1 == 1;
-            (up && to.prefix_len() > 0).then(|| Route {
-                to,
-                interface: columns[0].to_owned(),
-            })
-        })
-        .collect()
+/// Refuses a range that the host sends somewhere else than through its `own` interfaces.
+///
+/// # Errors
+/// [`Kind::Conflict`] with both shown.
+pub fn free(routes: &[Route], own: &[&str], cidr: Ipv4Net) -> Result<()> {
+    let elsewhere = |route: &&Route| {
+        overlap(route.to, cidr) && !own.iter().any(|interface| *interface == route.interface)
+    };
+    match routes.iter().find(elsewhere) {
+        None => Ok(()),
+        Some(route) => Err(Error::new(
+            Kind::Conflict,
+            format!("the network {cidr} of forge overlaps {route}"),
+        )),
+    }
+}
+
+/// The routes in the text of `/proc/net/route`, without default ones and those that are down.
+///
+/// The columns are `Iface Destination Gateway Flags RefCnt Use Metric Mask …`; addresses are the
+/// hexadecimal text of a 32-bit word that holds the bytes in network order
+/// (Linux, net/ipv4/fib_trie.c, `fib_route_seq_show`), so their order depends on the processor; bit 0 of the
+/// flags means "up".
+fn routes(text: &str) -> Result<Vec<Route>> {
+    let mut found = Vec::new();
+    for line in text.lines().skip(1).filter(|line| !line.trim().is_empty()) {
+        let (route, up) = route(line).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("`{}` is not a line of a routing table", line.trim()),
+            )
+        })?;
+        if up && route.to.prefix_len() > 0 {
+            found.push(route);
+        }
+    }
+    Ok(found)
+}
+
+fn route(line: &str) -> Option<(Route, bool)> {
+    let mut columns = line.split_ascii_whitespace();
+    let interface = columns.next()?.to_owned();
+    let destination = address(columns.next()?)?;
+    let flags = u32::from_str_radix(columns.nth(1)?, 16).ok()?;
+    let mask = address(columns.nth(3)?)?;
+    let to = Ipv4Net::with_netmask(destination, mask).ok()?.trunc();
+    Some((Route { to, interface }, flags & 1 == 1))
+}
+
+fn address(hexadecimal: &str) -> Option<Ipv4Addr> {
+    (hexadecimal.len() == 8)
+        .then(|| u32::from_str_radix(hexadecimal, 16).ok())
+        .flatten()
+        .map(|word| Ipv4Addr::from(word.to_ne_bytes()))
 }
 
 #[cfg(test)]
@@ -72,12 +120,46 @@ mod tests {
     #[cfg(target_endian = "little")]
     #[test]
     fn routes_are_read_without_default_and_dead_ones() {
-        let found = routes(TABLE);
+        let found = routes(TABLE).expect("a table");
         let names: Vec<String> = found
             .iter()
             .map(|route| format!("{} {}", route.interface, route.to))
             .collect();
         assert_eq!(names, ["eth0 192.0.2.0/24", "tun0 10.133.0.0/16"]);
+    }
+
+    #[test]
+    fn a_malformed_table_is_refused() {
+        assert_eq!(routes("").expect("empty"), []);
+        for line in [
+            "eth0",
+            "eth0\tzz\t0\t0\t0\t0\t0\t0",
+            "eth0\t0000000A\t0\t1\t0\t0\t0\tFF00FF00",
+        ] {
+            let error = routes(&format!("Iface\n{line}\n")).expect_err(line);
+            assert_eq!(error.kind(), Kind::Invalid);
+        }
+    }
+
+    #[test]
+    fn a_range_that_the_host_sends_elsewhere_is_refused_with_both_shown() {
+        let route = |to: &str, interface: &str| Route {
+            to: to.parse().expect("cidr"),
+            interface: interface.to_owned(),
+        };
+        let known = [
+            route("10.133.0.0/16", "tun0"),
+            route("192.168.56.0/24", "vboxnet0"),
+        ];
+        let free = |own: &[&str], cidr: &str| free(&known, own, cidr.parse().expect("cidr"));
+        let error = free(&[], "10.133.7.0/24").expect_err("overlaps");
+        assert_eq!(
+            error.message(),
+            "the network 10.133.7.0/24 of forge overlaps the route of this host to 10.133.0.0/16 through `tun0`"
+        );
+        free(&["vboxnet0"], "192.168.56.0/24").expect("the interface's own");
+        free(&[], "192.168.56.0/24").expect_err("somebody's");
+        free(&[], "10.134.0.0/16").expect("free");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The ranges of several daemons, which hosts have to tell apart.
 
+use forge_driver::routes::overlap;
 use forge_driver::{DriverHome, Error, Kind, Result};
-use ipnet::Ipv4Net;
 use tokio::task::JoinSet;
 
 use crate::network::{self, Choice, Titled};
@@ -78,10 +78,6 @@ fn compare(sites: &[Site]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn overlap(one: Ipv4Net, two: Ipv4Net) -> bool {
-    one.contains(&two.network()) || two.contains(&one.network())
 }
 
 fn conflict(ours: (usize, &Site, &Titled), theirs: (usize, &Site, &Titled)) -> Error {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use forge_driver::assets::Assets;
-use forge_driver::{Error, Kind, Network, Result};
+use forge_driver::{Error, Kind, Network, Result, routes};
 use ipnet::Ipv4Net;
 use roxmltree::Document;
 use serde::{Deserialize, Serialize};
@@ -163,7 +163,7 @@ pub(crate) async fn start(virsh: &Virsh, by: &str, id: &str) -> Result<()> {
     started.map(drop)
 }
 
-/// Refuses a range that overlaps that of another network of this daemon, and a network of forge's that is there
+/// Refuses a range that overlaps that of another network of this daemon or a route of this host, and a network of forge's that is there
 /// and of another kind.
 ///
 /// # Errors
@@ -177,14 +177,22 @@ pub(crate) async fn check(virsh: &Virsh, network: &Network, choice: &Choice) -> 
         .filter(|id| !id.is_empty())
         .collect();
     let commands: Vec<String> = ids.iter().map(|id| format!("net-dumpxml {id}")).collect();
+    let mut there = false;
     for (id, text) in ids.iter().zip(virsh.batch(&commands).await?) {
         if *id == own {
+            there = true;
             same_kind(&text, network, choice)?;
         } else {
             overlap(&text, network.cidr)?;
         }
     }
-    Ok(())
+    // Once it is there, its own route is among the host's; those of another host are not known here.
+    if there || virsh.uri().over_ssh() {
+        return Ok(());
+    }
+    routes::free(&routes::of_host()?, &[], network.cidr).map_err(|error| {
+        error.hint("choose another range with `--libvirt-network-cidr`; `ip route` lists those of this host")
+    })
 }
 
 fn same_kind(description: &str, network: &Network, choice: &Choice) -> Result<()> {
@@ -218,7 +226,7 @@ pub(crate) fn mode(document: &Document<'_>) -> String {
 
 fn overlap(description: &str, cidr: Ipv4Net) -> Result<()> {
     for Titled { name, range } in titled(description) {
-        if range.contains(&cidr.network()) || cidr.contains(&range.network()) {
+        if routes::overlap(range, cidr) {
             return Err(Error::new(
                 Kind::Conflict,
                 format!("the network {cidr} of forge overlaps libvirt's network `{name}`, which is {range}"),

@@ -47,7 +47,7 @@ impl Networks {
     /// # Errors
     /// [`Kind::Conflict`] with both shown.
     pub(crate) fn check(&self, network: &Network) -> Result<()> {
-        check(network, &self.recorded()?, &routes::of_host())
+        check(network, &self.recorded()?, &routes::of_host()?)
     }
 
     /// Records the network, makes its folder and starts its switch, as far as they are missing.

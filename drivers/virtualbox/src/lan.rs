@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use forge_driver::{Error, Kind, Network, Result, options};
+use forge_driver::{Error, Kind, Network, Result, options, routes};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +138,7 @@ impl Lan {
             }
         };
         let cidr = self.cidr();
-        if cidr.contains(&NAT) || NAT.contains(&cidr) {
+        if routes::overlap(cidr, NAT) {
             return usage(format!(
                 "`{flag} {cidr}` overlaps {NAT}, through which every machine of this driver reaches the outside"
             ));

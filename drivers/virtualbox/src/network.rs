@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use forge_driver::routes::{self, Route};
+use forge_driver::routes;
 use forge_driver::{Claim, Error, Kind, Network, Result, atomic, hold, versioned};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -209,7 +209,9 @@ impl Networks {
         };
         if name.is_none() || !note.made() {
             let own: Vec<&str> = there.iter().map(|one| one.name.as_str()).collect();
-            elsewhere(&routes::of_host(), &own, lan.cidr())?;
+            routes::free(&routes::of_host()?, &own, lan.cidr()).map_err(|error| {
+                error.hint("choose another range with `--virtualbox-intnet-cidr` or `--virtualbox-hostonly-cidr`; `ip route` lists those of this host")
+            })?;
         }
         match name {
             Some(name) if lan.served() => {
@@ -345,21 +347,6 @@ fn apart(all: &[Interface], cidr: Ipv4Net) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a range that this host reaches in another way than by these host-only interfaces.
-fn elsewhere(routes: &[Route], own: &[&str], cidr: Ipv4Net) -> Result<()> {
-    let other = routes
-        .iter()
-        .find(|route| routes::overlap(route.to, cidr) && !own.contains(&route.interface.as_str()));
-    match other {
-        None => Ok(()),
-        Some(route) => Err(Error::new(
-            Kind::Conflict,
-            format!("the network {cidr} of forge overlaps {route}"),
-        )
-        .hint("choose another range with `--virtualbox-intnet-cidr` or `--virtualbox-hostonly-cidr`; `ip route` lists those of this host")),
-    }
-}
-
 /// Takes a machine's lease back. Gone already, with or without the server: succeeds.
 ///
 /// # Errors
@@ -394,25 +381,6 @@ mod tests {
 
     fn range(text: &str) -> Ipv4Net {
         text.parse().expect("a range")
-    }
-
-    #[test]
-    fn what_this_host_reaches_otherwise_is_refused_with_both_shown() {
-        let route = |to: &str, interface: &str| Route {
-            to: range(to),
-            interface: interface.into(),
-        };
-        let routes = [
-            route("10.0.0.0/8", "tun0"),
-            route("192.168.56.0/24", "vboxnet0"),
-        ];
-        let error = elsewhere(&routes, &[], range("10.133.7.0/24")).expect_err("overlaps");
-        assert_eq!(
-            error.message(),
-            "the network 10.133.7.0/24 of forge overlaps the route of this host to 10.0.0.0/8 through `tun0`"
-        );
-        elsewhere(&routes, &["vboxnet0"], range("192.168.56.0/24")).expect("the interface's own");
-        elsewhere(&routes, &[], range("192.168.56.0/24")).expect_err("somebody's");
     }
 
     #[test]

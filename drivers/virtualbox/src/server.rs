@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use forge_driver::{Claim, Error, Kind, Result};
+use forge_driver::{Claim, Error, Kind, Result, routes};
 use ipnet::Ipv4Net;
 
 use crate::info::{blocks, value};
@@ -174,7 +174,7 @@ fn refuse_overlap(servers: &[Server], name: &str, cidr: Ipv4Net) -> Result<()> {
         let apart = server.name == name
             || server.dhcp.server.is_unspecified()
             || (is_own_name(&server.name) && is_own_name(name));
-        if !apart && (other.contains(&cidr) || cidr.contains(&other)) {
+        if !apart && routes::overlap(other, cidr) {
             return Err(Error::new(
                 Kind::Conflict,
                 format!(
