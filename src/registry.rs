@@ -40,6 +40,8 @@ pub struct Site {
     pub config: Value,
     /// The range between the machines there.
     pub network: Option<Ipv4Net>,
+    /// The host alone knows whether other hosts reach machines there.
+    pub asked: bool,
 }
 
 /// One driver, as the command line sees it.
@@ -128,6 +130,7 @@ pub fn all() -> &'static [Entry] {
                         at: config.uri.to_string(),
                         network: config.range(),
                         config: recorded(config)?,
+                        asked: config.of_a_named_network(),
                     })
                 };
                 config.sites().iter().map(site).collect()
@@ -544,6 +547,7 @@ async fn examined(forge: &Forge, entry: &Entry, records: &[Record]) -> Result<Ve
                 at: String::new(),
                 network: None,
                 config,
+                asked: false,
             });
         }
         for host in hosts {

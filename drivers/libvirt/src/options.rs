@@ -262,6 +262,12 @@ impl Config {
         self.network.own().then_some(self.network_cidr)
     }
 
+    /// Machines are on a network of somebody's, and whether other hosts reach them there is for its daemon to say.
+    #[must_use]
+    pub fn of_a_named_network(&self) -> bool {
+        matches!(self.network, Choice::Named(_))
+    }
+
     /// What the machines of each zone are made with: one of them, whatever the zone, where there is one daemon.
     #[must_use]
     pub fn sites(&self) -> Vec<Self> {

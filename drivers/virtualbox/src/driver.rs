@@ -258,13 +258,6 @@ impl Driver for VirtualBoxDriver {
     async fn check(&self, specs: &[Spec]) -> Result<()> {
         let config = &self.config;
         let precheck = |error: Error| error.of_kind(Kind::Precheck);
-        if process::which(Path::new(CONVERTER)).is_none() {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!("`{CONVERTER}`, which converts base images, is not installed"),
-            )
-            .hint("`forge doctor --driver virtualbox` shows what is missing"));
-        }
         let manage = self.manage(config);
         let (version, word) = manage.version().await.map_err(precheck)?;
         if version < OLDEST {
@@ -273,6 +266,13 @@ impl Driver for VirtualBoxDriver {
                 format!("VirtualBox {word} is too old: {OLDEST} is the oldest that will do"),
             )
             .hint("install a newer one, and name its VBoxManage with `--virtualbox-vboxmanage`"));
+        }
+        if process::which(Path::new(CONVERTER)).is_none() {
+            return Err(Error::new(
+                Kind::Precheck,
+                format!("`{CONVERTER}`, which converts base images, is not installed"),
+            )
+            .hint("`forge doctor --driver virtualbox` shows what is missing"));
         }
         let machines = info::machines(&manage).await.map_err(precheck)?;
         host::memory_for(

@@ -17,6 +17,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a machine may take to start: its process has to reserve its memory.
 const START: Duration = Duration::from_secs(120);
 
+/// How long a command waits for its turn: several that start machines may be before it.
+const GATE: Duration = Duration::from_secs(600);
+
 /// The oldest VirtualBox whose commands are those that forge uses.
 pub(crate) const OLDEST: Version = Version(6, 1, 0);
 
@@ -101,7 +104,7 @@ impl Manage {
         let program = process::which(&self.program).ok_or_else(|| missing(&self.program))?;
         let _turn = TURN.lock().await;
         atomic::private_folder(&self.gate)?;
-        let one = hold::work(&self.gate).await.map_err(|error| {
+        let one = hold::work_within(&self.gate, GATE).await.map_err(|error| {
             error.hint("a `VBoxManage` of another command may hang (`pgrep -l VBoxManage`): end it, then run the same command again")
         })?;
         let mut tries = TRIES;

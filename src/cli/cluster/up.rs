@@ -113,8 +113,7 @@ impl Up {
                 Some(store) => {
                     up::dry_run(&session.forge(store, Events::silent()), &request).await?
                 }
-                // Whether hosts can be zones is theirs to say.
-                None if request.sites.len() > 1 => {
+                None if request.sites.len() > 1 && request.sites.iter().any(|site| site.asked) => {
                     let (_folder, forge) = session.passing()?;
                     up::dry_run(&forge, &request).await?
                 }
