@@ -92,7 +92,7 @@ fn host_only() {
     let told = store.run(&["publish", "h1", "8080"]).exits(2).to_string();
     assert!(told.contains("an address of its own"), "{told}");
 
-    steps.step("it keeps its address, and the last takes the interface along");
+    steps.step("switched off it keeps its address, and the last takes the interface along");
     store.ok(&["stop", "h1"]);
     assert_eq!(store.ip("h1"), ip);
     store.ok(&["rm", "-f", "h1"]);

@@ -138,9 +138,15 @@ impl VirtualBoxDriver {
                 // Of a machine whose state is saved VirtualBox changes nothing.
                 if state == State::Stopped {
                     let base = self.bases.file(&vm.base);
-                    machine::mend(manage, vm, folder, &base, info, &attachment).await?;
                     let rules: Vec<Forward> = vm.rules().copied().collect();
-                    change_rules(manage, vm.claim, info, &rules).await?;
+                    if machine::mend(manage, vm, folder, &base, info, &attachment).await? {
+                        // Rules are told of an interface that is on NAT alone, and kept of every other.
+                        let now = info::show(manage, vm.claim).await?;
+                        let now = now.as_ref().unwrap_or(info);
+                        change_rules(manage, vm.claim, now, &rules).await?;
+                    } else {
+                        change_rules(manage, vm.claim, info, &rules).await?;
+                    }
                 }
                 self.start(vm, manage).await
             }
@@ -399,6 +405,10 @@ impl Driver for VirtualBoxDriver {
         let (mut vm, manage, info) = self.own(&folder).await?;
         match (power, info.state) {
             (Power::On, _) => self.power_on(&mut vm, &folder, &manage, &info).await,
+            (Power::Kill, State::Saved) => {
+                let id = claim.to_string();
+                manage.call(&["discardstate", &id]).await.map(drop)
+            }
             (_, State::Stopped | State::Saved) => Ok(()),
             (Power::Shutdown, state) => {
                 let id = claim.to_string();

@@ -68,12 +68,19 @@ impl Former {
     pub(crate) fn check(&self) -> Result<()> {
         let images =
             "`forge image build` or `forge image pull` makes a base image, `--image` names it";
+        let folders = "`forge ssh-config` serves sshfs and rsync";
         for (flag, given, why, instead) in [
             (
                 "--virtualbox-share-folder",
-                self.share_folder.is_some() || self.no_share == Some(false),
+                self.share_folder.is_some(),
                 "forge shares no folder of this host with machines",
-                "`forge ssh-config` serves sshfs and rsync",
+                folders,
+            ),
+            (
+                "--virtualbox-no-share=false",
+                self.no_share == Some(false),
+                "forge shares no folder of this host with machines",
+                folders,
             ),
             (
                 "--virtualbox-boot2docker-url",

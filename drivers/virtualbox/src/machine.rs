@@ -236,7 +236,7 @@ fn adapters(vm: &Vm, attachment: &Attachment) -> Vec<String> {
 }
 
 /// Brings a machine that is off back to what it was made as, where somebody changed what it cannot be reached without: its
-/// interfaces, its disk.
+/// interfaces, its disk. Whether its interfaces had to be.
 ///
 /// # Errors
 /// [`Kind::Corrupt`] when its disk or the base of that is gone; what VirtualBox said.
@@ -247,7 +247,7 @@ pub(crate) async fn mend(
     base: &Path,
     info: &Info,
     attachment: &Attachment,
-) -> Result<()> {
+) -> Result<bool> {
     let id = vm.claim.to_string();
     let disk = Files(folder.path()).disk();
     for (file, what) in [
@@ -269,7 +269,8 @@ pub(crate) async fn mend(
             )));
         }
     }
-    if rewired(vm, info, attachment) {
+    let rewired = rewired(vm, info, attachment);
+    if rewired {
         let words = adapters(vm, attachment);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         patiently(manage, &[&["modifyvm", &id][..], &words].concat()).await?;
@@ -279,7 +280,7 @@ pub(crate) async fn mend(
     if there.is_none_or(|there| there == "none") {
         patiently(manage, &attachment_of(&id, "0", "hdd", text(&disk)?)).await?;
     }
-    Ok(())
+    Ok(rewired)
 }
 
 /// Whether an interface of a machine is on something else than it was made for.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use forge_driver::routes;
 use forge_driver::{Claim, Error, Kind, Network, Result, atomic, hold, versioned};
@@ -17,6 +18,10 @@ use crate::server::{self, Server, Step, Tenant, Wanted, servers};
 
 /// The format of the notes that is written.
 const FORMAT: u32 = 1;
+
+/// How long a machine waits for its turn at the networks: each of those before it makes a few calls, and each call
+/// waits for all others of its user.
+const TURN: Duration = Duration::from_secs(600);
 
 /// The second interface of every machine, as VBoxManage counts them.
 pub(crate) const SECOND: &str = "2";
@@ -115,7 +120,7 @@ impl Networks {
         machine: Option<Tenant>,
     ) -> Result<Attachment> {
         atomic::private_folder(&self.folder)?;
-        let _work = hold::work(&self.folder).await?;
+        let _work = hold::work_within(&self.folder, TURN).await?;
         let attachment = self.attached(manage, lan, network).await?;
         if lan.served() {
             let name = attachment.network();
@@ -145,7 +150,7 @@ impl Networks {
         network: &Network,
     ) -> Result<Attachment> {
         atomic::private_folder(&self.folder)?;
-        let _work = hold::work(&self.folder).await?;
+        let _work = hold::work_within(&self.folder, TURN).await?;
         self.attached(manage, lan, network).await
     }
 
@@ -289,20 +294,27 @@ impl Networks {
     /// # Errors
     /// What VirtualBox said.
     pub(crate) async fn release(&self, manage: &Manage, network: &Network) -> Result<()> {
-        let Some(_work) = hold::work(&self.folder).await? else {
+        let Some(_work) = hold::work_within(&self.folder, TURN).await? else {
             return Ok(());
         };
         let note = self.read(network.id)?;
+        // Somebody else's machines may have been given leases there meanwhile.
+        let mut shared = false;
         if let Some(name) = &note.dhcp
-            && let Some(server) = servers(manage).await?.iter().find(|server| server.name == *name)
-            // Somebody else's machines may have been given leases there meanwhile.
-            && server.leases.is_empty()
+            && let Some(server) = servers(manage)
+                .await?
+                .iter()
+                .find(|server| server.name == *name)
         {
-            manage
-                .call(&["dhcpserver", "remove", "--network", name])
-                .await?;
+            shared = !server.leases.is_empty();
+            if !shared {
+                manage
+                    .call(&["dhcpserver", "remove", "--network", name])
+                    .await?;
+            }
         }
         if let Some(name) = &note.interface
+            && !shared
             && interfaces(manage).await?.iter().any(|there| {
                 there.name == *name && (note.address.is_none() || there.address == note.address)
             })
