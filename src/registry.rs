@@ -326,6 +326,7 @@ pub fn home(forge: &Forge, id: &str) -> Result<DriverHome> {
     Ok(DriverHome {
         dir,
         store: store.root().to_owned(),
+        owner: store.id(),
         runtime: runtime(store)?,
         assets: forge.assets.clone(),
     })
@@ -335,11 +336,24 @@ pub fn home(forge: &Forge, id: &str) -> Result<DriverHome> {
 /// below XDG_RUNTIME_DIR: that one goes when the last session of the user ends, and machines stay.
 fn runtime(store: &Store) -> Result<PathBuf> {
     let me = rustix::process::geteuid().as_raw();
-    let top = PathBuf::from(format!("/tmp/forge-{me}"));
+    let (top, own) = runtime_of(store, me);
     private(&top, me)?;
-    let own = top.join(&store.id().simple().to_string()[..8]);
     private(&own, me)?;
     Ok(own)
+}
+
+/// The user's folder for sockets, and the store's in it.
+fn runtime_of(store: &Store, me: u32) -> (PathBuf, PathBuf) {
+    let top = PathBuf::from(format!("/tmp/forge-{me}"));
+    let own = top.join(&store.id().simple().to_string()[..8]);
+    (top, own)
+}
+
+/// Removes the folder for sockets of a store that goes itself, and in which nothing runs.
+pub fn leave_runtime(store: &Store) {
+    let (_, own) = runtime_of(store, rustix::process::geteuid().as_raw());
+    // What is left is an empty folder below /tmp at worst.
+    let _ = fs::remove_dir_all(own);
 }
 
 /// Makes `folder`, or accepts the one that is there when it is ours alone: anybody may have put
@@ -530,18 +544,19 @@ async fn examined(forge: &Forge, entry: &Entry, records: &[Record]) -> Result<Ve
     let mut configs = Vec::new();
     match by_environment(entry) {
         Ok(config) => configs.push(config),
-        Err(error) => told.push(Finding {
-            what: "options in the environment".to_owned(),
-            ok: false,
-            detail: error.line(),
-            packages: Vec::new(),
-        }),
+        Err(error) => told.push(unusable("options in the environment", &error)),
     }
     let recorded = records.iter().filter(|record| record.driver == entry.id);
     configs.extend(recorded.map(|record| record.config.clone()));
     let mut seen = BTreeSet::new();
     for config in configs {
-        let mut hosts = (entry.sites)(&config)?;
+        let mut hosts = match (entry.sites)(&config) {
+            Ok(hosts) => hosts,
+            Err(error) => {
+                told.push(unusable("the configuration of a machine", &error));
+                continue;
+            }
+        };
         if hosts.is_empty() {
             hosts.push(Site {
                 at: String::new(),
@@ -564,6 +579,15 @@ async fn examined(forge: &Forge, entry: &Entry, records: &[Record]) -> Result<Ve
         }
     }
     Ok(once)
+}
+
+fn unusable(what: &str, error: &Error) -> Finding {
+    Finding {
+        what: what.to_owned(),
+        ok: false,
+        detail: error.line(),
+        packages: Vec::new(),
+    }
 }
 
 /// The configuration of a command line that has no options of this driver: what the environment says, else the

@@ -30,9 +30,16 @@ pub struct Doctor {
 impl Doctor {
     /// Examines, and with `--fix` mends and examines again.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
+        let configured = std::env::var("FORGE_DRIVER").ok();
         let wished = self
             .driver
             .iter()
+            // Where none is named, it is the configured one.
+            .chain(
+                configured
+                    .iter()
+                    .filter(|id| self.driver.is_empty() && !id.is_empty()),
+            )
             .map(|name| registry::find(name).map(|entry| entry.id))
             .collect::<Result<Vec<_>>>()?;
         let mut found = examine(session, &wished).await?;
@@ -78,10 +85,7 @@ async fn examine(session: &Session, wished: &[&str]) -> Result<Report> {
             registry::findings(&session.forge(store, Events::silent()), wished).await?
         }
         // Without a store, or with a damaged one, the drivers are asked in an empty one of the moment.
-        Ok(None) | Err(_) => {
-            let (_folder, forge) = session.passing()?;
-            registry::findings(&forge, wished).await?
-        }
+        Ok(None) | Err(_) => registry::findings(&session.passing()?.forge, wished).await?,
     };
     Ok(doctor::examine(&root, drivers).await)
 }

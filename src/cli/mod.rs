@@ -282,6 +282,19 @@ pub struct Session {
     picked: Option<Pick>,
 }
 
+/// A store of the moment; nothing of it stays.
+pub struct Passing {
+    /// What works with it.
+    pub forge: Forge,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        registry::leave_runtime(&self.forge.store);
+    }
+}
+
 impl Session {
     /// The folder of the store.
     ///
@@ -341,12 +354,15 @@ impl Session {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn passing(&self) -> Result<(tempfile::TempDir, Forge)> {
+    pub fn passing(&self) -> Result<Passing> {
         let folder = tempfile::tempdir().map_err(|error| {
             Error::new(Kind::Io, "failed to make a folder to look around in").because(error)
         })?;
         let store = Store::open(&folder.path().join("store"))?;
-        Ok((folder, self.forge(store, Events::silent())))
+        Ok(Passing {
+            forge: self.forge(store, Events::silent()),
+            _folder: folder,
+        })
     }
 
     fn forge(&self, store: Store, events: Events) -> Forge {

@@ -124,7 +124,10 @@ pub async fn check_hosts(forge: &Forge, request: &Request, fresh: &[Zone]) -> Re
                 .site(**zone)
                 .is_some_and(|other| other.at == site.at)
         });
-        create::check_host(forge, request.driver, &site.config, here.count()).await?;
+        let count = here.count();
+        if count > 0 {
+            create::check_host(forge, request.driver, &site.config, count).await?;
+        }
     }
     check_together(forge, request).await
 }

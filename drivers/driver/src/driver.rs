@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
+use uuid::Uuid;
 
 use crate::assets::Assets;
 use crate::claim::Claim;
@@ -140,6 +141,8 @@ pub struct DriverHome {
     pub dir: PathBuf,
     /// The store's folder: paths inside overlays are relative, and lead to its `images/`.
     pub store: PathBuf,
+    /// The store's id: what lies at a provider outside the store is told apart from other stores' by it.
+    pub owner: Uuid,
     /// A short directory for sockets (mode 0700). It does not survive a reboot of the host.
     pub runtime: PathBuf,
     /// Templates, as the user may have replaced them.

@@ -2,7 +2,7 @@
 //!
 //! Lock files of the store are open without `O_CLOEXEC`, so that short-lived children (qemu-img,
 //! mmdebstrap …) hold the lock on for as long as they work, even when forge itself is killed.
-//! Children that outlive the command ([`detach`]) let go of everything that they are not handed.
+//! Children that outlive the command, or start such ones ([`detach`]), let go of everything that they are not handed.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -83,7 +83,8 @@ pub async fn run(mut command: Command, input: Option<&[u8]>, deadline: Duration)
     } else {
         Stdio::null()
     });
-    ended(command, input, deadline).await
+    let program = name_of(command.as_std().get_program());
+    ended(&program, command, input, deadline).await
 }
 
 /// As [`run`], of `program` with `words`, beneath a shell that has `held` open until the program ends, also when this
@@ -107,18 +108,22 @@ pub async fn run_holding(
         .stdin(held);
     environment(&mut command);
     detach(command.as_std_mut(), &[]);
-    ended(command, None, deadline).await
+    ended(&name_of(program.as_os_str()), command, None, deadline).await
 }
 
-/// Runs a command whose standard input is decided.
-async fn ended(mut command: Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
-    let program = name_of(command.as_std().get_program());
+/// Runs a command whose standard input is decided; errors name `program`.
+async fn ended(
+    program: &str,
+    mut command: Command,
+    input: Option<&[u8]>,
+    deadline: Duration,
+) -> Result<Output> {
     command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // A group of its own: it ends as a whole, and a Ctrl-C at the terminal lets it end its step.
         .process_group(0);
-    let mut child = command.spawn().map_err(|error| missing(&program, error))?;
+    let mut child = command.spawn().map_err(|error| missing(program, error))?;
     let group = Group(child.id());
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
@@ -339,20 +344,35 @@ mod tests {
         held.lock().expect("locked");
         let probe = std::fs::File::open(&lock).expect("file");
         // The child leaves a process behind, and sees its lock held by its own parent alone.
-        let script =
-            "sleep 5 >/dev/null 2>&1 & echo $!; [ \"$(readlink /proc/self/fd/0)\" = /dev/null ]";
+        let script = "sleep 20 >/dev/null 2>&1 & echo $!; : >\"$0/begun\"; \
+            until [ -e \"$0/go\" ]; do sleep 0.05; done; [ \"$(readlink /proc/self/fd/0)\" = /dev/null ]";
+        let words = ["-c", script, folder.path().to_str().expect("text")];
         let given = OwnedFd::from(held);
-        let output = run_holding(
-            Path::new("sh"),
-            &["-c", script],
-            given,
-            |_| {},
-            Duration::from_secs(10),
-        )
-        .await
-        .expect("runs");
+        let program = Path::new("sh");
+        let running = run_holding(program, &words, given, |_| {}, Duration::from_secs(20));
+        let beside = async {
+            for _ in 0..200 {
+                if folder.path().join("begun").exists() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let free = probe.try_lock().is_ok();
+            std::fs::write(folder.path().join("go"), "").expect("written");
+            free
+        };
+        let (output, free) = tokio::join!(running, beside);
+        let output = output.expect("runs");
         assert!(output.status.success(), "{output:?}");
-        probe.try_lock().expect("nobody holds it any more");
+        assert!(!free, "it is held while the child runs");
+        // For a moment a child of another test may have a copy of it.
+        for left in (0..100).rev() {
+            match probe.try_lock() {
+                Ok(()) => break,
+                Err(error) => assert!(left > 0, "still held: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         let pid = output.text().trim().parse().ok();
         let pid = pid.and_then(rustix::process::Pid::from_raw).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lived on");

@@ -86,10 +86,15 @@ async fn clear(virsh: &Virsh, notes: &Path) -> Result<()> {
             virsh,
             name: &begun.pool,
         };
-        // Of a pool that is gone or stopped nothing is asked.
         if virsh.lists(&["pool-list", "--name"], &begun.pool).await? {
             pool.delete(&begun.name).await?;
             pool.delete(&begun.log()).await?;
+        } else if virsh
+            .lists(&["pool-list", "--all", "--name"], &begun.pool)
+            .await?
+        {
+            // Stopped: what lies in it is for the next one to remove. Of a pool that is gone nothing is asked.
+            return Ok(());
         }
     }
     atomic::gone(fs::remove_file(&file), &file)

@@ -21,7 +21,7 @@ struct Site {
 /// two would stay on the wrong host.
 ///
 /// # Errors
-/// [`Kind::Precheck`] with both shown; when a daemon cannot be asked.
+/// [`Kind::Precheck`] with both shown. A daemon that cannot be reached is left out.
 pub(crate) async fn check(config: &Config, home: &DriverHome) -> Result<()> {
     if matches!(config.network, Choice::Bridge(_)) {
         // One network for all hosts.
@@ -34,12 +34,17 @@ pub(crate) async fn check(config: &Config, home: &DriverHome) -> Result<()> {
     }
     let mut sites = Vec::new();
     while let Some(answer) = asking.join_next().await {
-        // A task that broke off is a fault of forge's own.
-        let Ok((index, site)) = answer else { continue };
-        sites.push((index, site?));
+        let (index, site) = answer.map_err(|error| {
+            Error::new(Kind::Failed, "a question to one of the daemons broke off").because(error)
+        })?;
+        match site {
+            Ok(site) => sites.push((index, site)),
+            // Machines elsewhere can be made all the same; who makes some there asks that daemon.
+            Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {}
+            Err(error) => return Err(error),
+        }
     }
     sites.sort_by_key(|(index, _)| *index);
-    let sites: Vec<Site> = sites.into_iter().map(|(_, site)| site).collect();
     compare(&sites)
 }
 
@@ -60,9 +65,10 @@ async fn ask(config: Config, virsh: &Virsh) -> Result<Site> {
     })
 }
 
-fn compare(sites: &[Site]) -> Result<()> {
-    for (index, site) in sites.iter().enumerate() {
-        for (other_index, other) in sites.iter().enumerate() {
+/// Each with the number of its zone, from 0.
+fn compare(sites: &[(usize, Site)]) -> Result<()> {
+    for (index, site) in sites {
+        for (other_index, other) in sites {
             // What forge makes at another daemon has a range of its own, or is of an earlier cluster.
             let theirs = other.machines.iter().chain(&other.all);
             if index == other_index {
@@ -72,7 +78,10 @@ fn compare(sites: &[Site]) -> Result<()> {
                 theirs.flat_map(|theirs| site.machines.iter().map(move |ours| (ours, theirs)))
             {
                 if overlap(ours.range, theirs.range) {
-                    return Err(conflict((index, site, ours), (other_index, other, theirs)));
+                    return Err(conflict(
+                        (*index, site, ours),
+                        (*other_index, other, theirs),
+                    ));
                 }
             }
         }
@@ -124,6 +133,10 @@ mod tests {
         }
     }
 
+    fn numbered(sites: [Site; 2]) -> Vec<(usize, Site)> {
+        sites.into_iter().enumerate().collect()
+    }
+
     #[test]
     fn ranges_of_two_hosts_are_told_apart() {
         let (one, two) = ("qemu:///system", "qemu+ssh://h/system");
@@ -131,12 +144,12 @@ mod tests {
             site(one, "lan", "10.1.0.0/24", &["192.168.122.0/24"]),
             site(two, "lan", "10.2.0.0/24", &["192.168.122.0/24"]),
         ];
-        compare(&fine).expect("apart");
+        compare(&numbered(fine)).expect("apart");
         let same = [
             site(one, "lan", "10.1.0.0/16", &[]),
             site(two, "lan", "10.1.7.0/24", &[]),
         ];
-        let error = compare(&same).expect_err("overlap");
+        let error = compare(&numbered(same)).expect_err("overlap");
         assert_eq!(
             error.message(),
             "the network `lan` of zone `z1` at `qemu:///system` is 10.1.0.0/16, and the network `lan` of zone `z2` at `qemu+ssh://h/system` is 10.1.7.0/24: they overlap"
@@ -151,7 +164,7 @@ mod tests {
             site(one, "routed", "192.168.122.0/24", &[]),
             site(two, "routed", "192.168.123.0/24", &["192.168.122.0/24"]),
         ];
-        let error = compare(&shadowed).expect_err("shadowed");
+        let error = compare(&numbered(shadowed)).expect_err("shadowed");
         assert!(error.message().contains("`other` of zone `z2`"));
         assert!(
             error

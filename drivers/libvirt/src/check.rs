@@ -198,6 +198,7 @@ mod tests {
         let home = forge_driver::DriverHome {
             dir: nowhere.clone(),
             store: nowhere.clone(),
+            owner: uuid::Uuid::nil(),
             runtime: nowhere,
             assets: forge_driver::assets::Assets::default(),
         };

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use forge_driver::{DriverHome, Error, Finding, process};
+use forge_driver::{DriverHome, Error, Finding, Kind, process};
 
 use crate::options::Config;
 use crate::storage::Pool;
@@ -40,7 +40,8 @@ pub async fn findings(config: &Config, home: &DriverHome) -> Vec<Finding> {
             let installed = ["/usr/sbin/libvirtd", "/usr/sbin/virtqemud"]
                 .iter()
                 .any(|path| process::which(path.as_ref()).is_some());
-            missing(what, told(&error), if installed { &[] } else { &DAEMON })
+            let helps = !installed && !config.uri.over_ssh();
+            missing(what, told(&error), if helps { &DAEMON } else { &[] })
         }
     });
     if answers {
@@ -53,7 +54,7 @@ pub async fn findings(config: &Config, home: &DriverHome) -> Vec<Finding> {
 
 /// The pool that disks go to.
 async fn pool(config: &Config, virsh: &Virsh) -> Finding {
-    let what = format!("storage pool `{}`", config.pool);
+    let what = format!("storage pool `{}` at `{}`", config.pool, config.uri);
     let pool = Pool {
         virsh,
         name: &config.pool,
@@ -81,9 +82,10 @@ async fn pool(config: &Config, virsh: &Virsh) -> Finding {
 async fn accelerator(virsh: &Virsh) -> Finding {
     let detail = match virsh.call(&["domcapabilities", "--virttype", "kvm"]).await {
         Ok(_) => "offered: the first machine tries it, and is emulated where a guest does not boot".to_owned(),
+        Err(error) if matches!(error.kind(), Kind::Timeout | Kind::Unavailable) => told(&error),
         Err(_) => "not offered, so machines are emulated, which is slow: is virtualisation switched on in the firmware of that host, and is `/dev/kvm` there?".to_owned(),
     };
-    there("KVM".to_owned(), detail)
+    there(format!("KVM at `{}`", virsh.uri()), detail)
 }
 
 /// The DHCP server of the networks that forge makes, where it can be looked for.
@@ -186,6 +188,7 @@ mod tests {
         let home = DriverHome {
             dir: folder.path().to_owned(),
             store: folder.path().to_owned(),
+            owner: uuid::Uuid::nil(),
             runtime: folder.path().to_owned(),
             assets: forge_driver::assets::Assets::default(),
         };

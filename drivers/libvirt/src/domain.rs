@@ -80,6 +80,27 @@ pub(crate) enum Found {
 /// # Errors
 /// When the daemon cannot be asked.
 pub(crate) async fn find(virsh: &Virsh, claims: &[Claim]) -> Result<Vec<Found>> {
+    let (all, missed) = ask(virsh, claims).await?;
+    if missed.is_none() {
+        return Ok(all);
+    }
+    // Another command may have made it in between.
+    let (all, missed) = ask(virsh, claims).await?;
+    match missed {
+        None => Ok(all),
+        Some(claim) => Err(Error::new(
+            Kind::Unavailable,
+            format!(
+                "libvirt at `{}` has the domain `{claim}` and told nothing of it",
+                virsh.uri()
+            ),
+        )
+        .hint("run the same command again")),
+    }
+}
+
+/// What there is for each claim, and one that is there though nothing was told of it.
+async fn ask(virsh: &Virsh, claims: &[Claim]) -> Result<(Vec<Found>, Option<Claim>)> {
     let commands: Vec<String> = claims
         .iter()
         .flat_map(|claim| {
@@ -95,22 +116,14 @@ pub(crate) async fn find(virsh: &Virsh, claims: &[Claim]) -> Result<Vec<Found>> 
         .zip(answers.chunks(2))
         .map(|(claim, answers)| found(*claim, &answers[0], &answers[1]))
         .collect();
-    if all.contains(&Found::Nothing) {
-        // A question of a batch also has no answer when the daemon went away meanwhile: only a list that was had
-        // whole tells that there is nothing.
-        let list = virsh.call(&["list", "--all", "--uuid"]).await?;
-        if let Some(claim) = missed(claims, &all, &list) {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "libvirt at `{}` has the domain `{claim}` and told nothing of it",
-                    virsh.uri()
-                ),
-            )
-            .hint("run the same command again"));
-        }
+    if !all.contains(&Found::Nothing) {
+        return Ok((all, None));
     }
-    Ok(all)
+    // A question of a batch also has no answer when the daemon went away meanwhile: only a list that was had
+    // whole tells that there is nothing.
+    let list = virsh.call(&["list", "--all", "--uuid"]).await?;
+    let missed = missed(claims, &all, &list);
+    Ok((all, missed))
 }
 
 /// A domain that the list has and that was taken for absent.

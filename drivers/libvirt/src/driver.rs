@@ -19,7 +19,6 @@ use crate::lease;
 use crate::look::{self, Seen};
 use crate::network::{self, Choice};
 use crate::options::Config;
-use crate::owner;
 use crate::storage::Pool;
 use crate::virsh::Virsh;
 use crate::vm::{Folder, Vm};
@@ -152,8 +151,9 @@ impl LibvirtDriver {
             &self.home.dir,
         )
         .await?;
-        let owner = owner::of(&self.home.dir).await?;
-        let base = format!("forge-base-{owner}-{}.qcow2", spec.image.id()?);
+        // Stores that use the same image at one daemon each have a volume of it, and take away no other's.
+        let owner = self.home.owner.simple().to_string();
+        let base = format!("forge-base-{}-{}.qcow2", &owner[..8], spec.image.id()?);
         let vm = Vm::new(spec, &self.config, virt.to_owned(), base)?;
         folder.write(&vm)?;
         Ok(vm)
@@ -213,7 +213,7 @@ impl LibvirtDriver {
             _ => {
                 self.network(vm, virsh).await?;
                 let mut started = virsh.call(&["start", &claim]).await;
-                if started.is_err() && self.pool_again(vm, virsh).await? {
+                if started.is_err() && self.pool_again(vm, virsh).await.unwrap_or(false) {
                     started = virsh.call(&["start", &claim]).await;
                 }
                 started.map(drop).map_err(|error| not_started(vm, error))
@@ -224,6 +224,9 @@ impl LibvirtDriver {
 
 /// What to look at when libvirt does not start a domain that it has.
 fn not_started(vm: &Vm, error: Error) -> Error {
+    if error.deepest_hint().is_some() {
+        return error;
+    }
     let bridge = match &vm.config.network {
         Choice::Named(name) => format!(
             "`virsh net-dumpxml {name}` names the bridge of its network, `ip link show type bridge` lists those of that host; "

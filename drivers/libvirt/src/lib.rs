@@ -22,7 +22,6 @@ mod lease;
 mod look;
 mod network;
 mod options;
-mod owner;
 mod ssh;
 mod storage;
 mod uri;

@@ -132,6 +132,7 @@ esac
         DriverHome {
             dir: folder.to_owned(),
             store: folder.to_owned(),
+            owner: uuid::Uuid::nil(),
             runtime: folder.to_owned(),
             assets: forge_driver::assets::Assets::default(),
         }

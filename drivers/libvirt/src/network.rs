@@ -124,8 +124,10 @@ pub(crate) async fn ensure(
     if virsh.lists(&settled, &id).await? {
         return start(virsh, "--uuid", &id).await;
     }
-    // A command that was killed may have defined it and no more.
-    if !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
+    // A command that was killed may have defined it and no more. One that somebody undefined while it was up is
+    // defined again, or it could not start with its host.
+    let defined = ["net-list", "--all", "--persistent", "--uuid"];
+    if !virsh.lists(&defined, &id).await? {
         check(virsh, network, choice).await?;
         // The first address of a range is a router's by custom: no machine gets it.
         let gateway = Ipv4Addr::from(u32::from(network.cidr.network()) + 1);
@@ -141,9 +143,9 @@ pub(crate) async fn ensure(
                 "prefix": network.cidr.prefix_len(),
             }),
         )?;
-        let defined = virsh.feed(&["net-define", "/dev/stdin"], &document).await;
-        if defined.is_err() && !virsh.lists(&["net-list", "--all", "--uuid"], &id).await? {
-            return defined.map(drop);
+        let done = virsh.feed(&["net-define", "/dev/stdin"], &document).await;
+        if done.is_err() && !virsh.lists(&defined, &id).await? {
+            return done.map(drop);
         }
     }
     virsh.call(&["net-autostart", &id]).await?;

@@ -62,6 +62,7 @@ mod tests {
         let home = DriverHome {
             dir: folder.path().join("d'r iver"),
             store: folder.path().to_owned(),
+            owner: uuid::Uuid::nil(),
             runtime: folder.path().join("it's"),
             assets: forge_driver::assets::Assets::default(),
         };

@@ -133,6 +133,9 @@ impl Pool<'_> {
         // Another command may have been faster with any of them.
         if !self.active().await? {
             outcome.map_err(|error| {
+                if error.deepest_hint().is_some() {
+                    return error;
+                }
                 error.hint(format!(
                     "is the folder `{}` of the pool `{}` there? `virsh pool-build {}` makes it",
                     seen.target.display(),

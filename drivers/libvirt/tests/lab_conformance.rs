@@ -62,6 +62,7 @@ impl Store {
         DriverHome {
             dir: self.folder.path().join("drivers/libvirt"),
             store: self.folder.path().to_owned(),
+            owner: self.network.owner,
             runtime: self.folder.path().join("run"),
             assets: forge_driver::assets::Assets::default(),
         }
@@ -75,9 +76,8 @@ impl Store {
 
     /// How the volumes of its base images begin.
     fn base(&self) -> String {
-        let text = std::fs::read_to_string(self.home().dir.join("owner.json")).expect("a name");
-        let (_, id) = text.split_once("\"id\": \"").expect("an id");
-        format!("forge-base-{}", &id[..8])
+        let owner = self.network.owner.simple().to_string();
+        format!("forge-base-{}", &owner[..8])
     }
 
     fn driver(&self) -> LibvirtDriver {

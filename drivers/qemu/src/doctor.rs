@@ -118,6 +118,7 @@ mod tests {
         let home = DriverHome {
             dir: folder.path().join("drivers/qemu"),
             store: folder.path().to_owned(),
+            owner: uuid::Uuid::nil(),
             runtime: folder.path().join("run"),
             assets: forge_driver::assets::Assets::default(),
         };

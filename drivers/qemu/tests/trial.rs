@@ -9,6 +9,7 @@ fn home(root: &std::path::Path) -> DriverHome {
     DriverHome {
         dir: root.join("drivers/qemu"),
         store: root.to_owned(),
+        owner: uuid::Uuid::nil(),
         runtime: root.join("run"),
         assets: forge_driver::assets::Assets::default(),
     }

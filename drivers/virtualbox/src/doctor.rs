@@ -120,6 +120,7 @@ mod tests {
         DriverHome {
             dir: folder.join("drivers/virtualbox"),
             store: folder.to_owned(),
+            owner: uuid::Uuid::nil(),
             runtime: folder.join("run/store"),
             assets: Assets::default(),
         }
@@ -152,9 +153,15 @@ mod tests {
             ("8.0.0r170000", true, "newer than any"),
             ("good morning", false, "good morning"),
         ] {
-            std::fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).expect("written");
-            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            std::fs::set_permissions(&program, executable).expect("chmod");
+            // By a child: what this process has written may still be open in a child of another test, and then cannot
+            // be run.
+            let script = format!("#!/bin/sh\necho '{says}'\n");
+            let written = std::process::Command::new("sh")
+                .args(["-c", "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"])
+                .arg(&program)
+                .arg(script)
+                .status();
+            assert!(written.expect("sh").success());
             let found = findings(&config, &home(folder.path())).await;
             assert_eq!(found[0].ok, ok, "{says}");
             assert!(found[0].detail.contains(told), "{}", found[0].detail);

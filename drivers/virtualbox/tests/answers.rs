@@ -112,6 +112,7 @@ impl Scripted {
         let home = DriverHome {
             dir: folder.join("drivers/virtualbox"),
             store: folder.to_owned(),
+            owner: Uuid::nil(),
             runtime: folder.join("run/store"),
             assets: forge_driver::assets::Assets::default(),
         };

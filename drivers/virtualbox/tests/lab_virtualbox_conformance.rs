@@ -69,6 +69,7 @@ impl Store {
         DriverHome {
             dir: self.folder.path().join("drivers/virtualbox"),
             store: self.folder.path().to_owned(),
+            owner: Uuid::nil(),
             runtime: self.folder.path().join("run/store"),
             assets: forge_driver::assets::Assets::default(),
         }

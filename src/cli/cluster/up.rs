@@ -61,7 +61,14 @@ impl Up {
             Some(store) => ClusterRecord::find(store, &name)?,
             None => None,
         };
-        let unsaid = chosen.resolved.1.values().all(|origin| origin == "default");
+        // What the environment says of a driver that nobody chose is not about this cluster.
+        let another = |record: &ClusterRecord| {
+            self.choice.named().is_none() && chosen.driver.id != record.driver
+        };
+        let origins = &chosen.resolved.1;
+        let unsaid = origins.values().all(|origin| origin == "default")
+            || (record.as_ref().is_some_and(another)
+                && origins.values().all(|origin| origin != "flag"));
         let (config, origins) = match &record {
             Some(record) if unsaid && self.choice.named().is_none_or(|id| id == record.driver) => {
                 chosen.driver = registry::find(&record.driver)?;
@@ -114,8 +121,7 @@ impl Up {
                     up::dry_run(&session.forge(store, Events::silent()), &request).await?
                 }
                 None if request.sites.len() > 1 && request.sites.iter().any(|site| site.asked) => {
-                    let (_folder, forge) = session.passing()?;
-                    up::dry_run(&forge, &request).await?
+                    up::dry_run(&session.passing()?.forge, &request).await?
                 }
                 None => up::first_plan(&request)?,
             };

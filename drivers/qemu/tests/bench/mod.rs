@@ -71,6 +71,7 @@ impl Store {
         DriverHome {
             dir: self.root.join("drivers/qemu"),
             store: self.root.clone(),
+            owner: Uuid::nil(),
             runtime: self.root.join("run"),
             assets: forge_driver::assets::Assets::default(),
         }
