@@ -471,10 +471,14 @@ fn a_start_waits_for_a_shutdown_that_has_begun() {
         "{}",
         late.stderr
     );
+    let waits = || {
+        lab.logged()
+            .matches("its shutdown, which has begun")
+            .count()
+    };
+    let before = waits();
     let start = lab.forge("start n1").start();
-    until("it waits", || {
-        lab.logged().contains("its shutdown, which has begun")
-    });
+    until("it waits", || waits() > before);
     let provider = FakeDriver::listening(lab.provider.root()).expect("the provider");
     let claim = lab.provider.vms().expect("the provider")[0].claim;
     tokio::runtime::Runtime::new()
