@@ -158,7 +158,7 @@ fn inside() {
     let up: Vec<&str> = up.split(' ').collect();
     // Killed again and again while machines are made, it goes on, and makes no machine twice.
     let mut dice = Dice::new();
-    for round in 1..=5 {
+    for round in 1..=3 {
         let after = Duration::from_millis(300 + dice.below(round * 1500));
         let mut running = store.command(&up);
         running.stdout(Stdio::null()).stderr(Stdio::null());
@@ -261,7 +261,7 @@ fn inside() {
     assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == 0));
     assert!(store.ok(&["logs", "default-m1"]).contains("forge-seed"));
 
-    steps.step("pause and saved state are told, and a machine comes back from both");
+    steps.step("a pause is told, and a machine comes back from it");
     let claim = store.claim("default-m3");
     manage(&["controlvm", &claim, "pause"]);
     assert_eq!(store.ok(&["status", "default-m3"]), "Paused");

@@ -369,15 +369,21 @@ async fn what_a_hand_did_to_a_machine_is_told_and_mended() {
     driver.create(&spec).await.expect("goes on");
     assert_eq!(state().await, State::Running);
 
-    // Renamed, off its network, without its disk, its ports and the server.
+    // Off at once is off, whatever was saved.
+    said(&["controlvm", &id, "savestate"]);
     driver
         .set_power(spec.claim, Power::Kill)
         .await
         .expect("off");
+    assert_eq!(state().await, State::Stopped);
+
+    // Renamed, off its networks, without its disk, one of its ports and the server.
     let network = format!("forge-{}", &store.network.id.simple().to_string()[..8]);
     let rule = format!("forge-{}-2222", spec.forwards[0].host.ip());
-    said(&["modifyvm", &id, "--name", "other", "--nic2", "none"]);
     said(&["modifyvm", &id, "--natpf1", "delete", &rule]);
+    said(&[
+        "modifyvm", &id, "--name", "other", "--nic1", "none", "--nic2", "none",
+    ]);
     let slot = ["--storagectl", "IDE", "--port", "0", "--device", "0"];
     said(&[&["storageattach", &id][..], &slot, &["--medium", "none"]].concat());
     said(&["dhcpserver", "remove", "--network", &network]);
@@ -389,6 +395,7 @@ async fn what_a_hand_did_to_a_machine_is_told_and_mended() {
     let shown = said(&["showvminfo", &id, "--machinereadable"]);
     for line in [
         format!("intnet2=\"{network}\""),
+        "nic1=\"nat\"".to_owned(),
         "nic2=\"intnet\"".to_owned(),
         format!("=\"{rule},tcp,"),
         format!(
