@@ -18,6 +18,8 @@ use crate::registry;
 
 /// A machine that does not answer within this time is taken as silent.
 const CONNECT: Duration = Duration::from_secs(20);
+/// How long one is waited for of which its provider could say nothing.
+const GLANCE: Duration = Duration::from_secs(5);
 /// At most so many machines are asked at once.
 const FAN_OUT: usize = 32;
 
@@ -234,12 +236,13 @@ async fn ask(
     let mut tasks = JoinSet::new();
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
     for record in records.values() {
-        // A guest may well answer while its provider does not.
-        let on = matches!(
-            states.get(&record.claim),
-            Some(State::Running | State::Error)
-        );
-        if !on || record.stage < Stage::Reached || record.leaving {
+        // A guest may well answer while its provider does not; where its host is lost it never will.
+        let patience = match states.get(&record.claim) {
+            Some(State::Running) => CONNECT,
+            Some(State::Error) => GLANCE,
+            _ => continue,
+        };
+        if record.stage < Stage::Reached || record.leaving {
             continue;
         }
         let (forge, record, room) = (forge.of(&record.name), record.clone(), room.clone());
@@ -248,7 +251,7 @@ async fn ask(
             let _permit = room.acquire().await;
             let access = forge.access(&record).ok()?;
             // A busy machine may let the first questions pass.
-            let connection = match access::open(&*access, &record, CONNECT).await {
+            let connection = match access::open(&*access, &record, patience).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     forge.events.trouble(&error).await;
