@@ -30,16 +30,12 @@ pub struct Doctor {
 impl Doctor {
     /// Examines, and with `--fix` mends and examines again.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let configured = std::env::var("FORGE_DRIVER").ok();
+        let configured = super::configured_driver();
         let wished = self
             .driver
             .iter()
             // Where none is named, it is the configured one.
-            .chain(
-                configured
-                    .iter()
-                    .filter(|id| self.driver.is_empty() && !id.is_empty()),
-            )
+            .chain(configured.iter().filter(|_| self.driver.is_empty()))
             .map(|name| registry::find(name).map(|entry| entry.id))
             .collect::<Result<Vec<_>>>()?;
         let mut found = examine(session, &wished).await?;

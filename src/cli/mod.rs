@@ -252,6 +252,11 @@ fn driver_named(words: &[std::ffi::OsString]) -> Option<String> {
             }
         }
     }
+    configured_driver()
+}
+
+/// The driver that the environment names; an empty variable names none.
+fn configured_driver() -> Option<String> {
     std::env::var("FORGE_DRIVER")
         .ok()
         .filter(|id| !id.is_empty())
