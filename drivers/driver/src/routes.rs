@@ -128,6 +128,28 @@ mod tests {
         assert_eq!(names, ["eth0 192.0.2.0/24", "tun0 10.133.0.0/16"]);
     }
 
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn routes_of_every_length_are_read() {
+        let text = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0
+tun0\t00000000\t0100000A\t0003\t0\t0\t0\t00000080\t0\t0\t0
+eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+vpn0\t0A0A080A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
+";
+        let found: Vec<String> = routes(text)
+            .expect("read")
+            .iter()
+            .map(|route| route.to.to_string())
+            .collect();
+        assert_eq!(
+            found,
+            ["0.0.0.0/1", "10.0.0.0/24", "172.17.0.0/16", "10.8.10.10/32"]
+        );
+    }
+
     #[test]
     fn a_malformed_table_is_refused() {
         assert_eq!(routes("").expect("empty"), []);
