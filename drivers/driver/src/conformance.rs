@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -68,6 +69,20 @@ async fn reaches(driver: &dyn Driver, claim: Claim, wished: State) {
         );
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Puts an image that is an empty disk of 64 MiB into a store: `images/empty`. Machines of it are made and started, and
+/// never answer.
+pub fn empty_image(store: &Path) {
+    let image = store.join("images/empty");
+    std::fs::create_dir_all(&image).expect("mkdir");
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(image.join("disk.qcow2"))
+        .arg("64M")
+        .status()
+        .expect("qemu-img is installed");
+    assert!(made.success());
 }
 
 /// What one instance made, another finds by claim, with the same endpoints and hardware.

@@ -28,15 +28,7 @@ static NETWORKS: AtomicU8 = AtomicU8::new(1);
 impl Store {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let image = folder.path().join("images/empty");
-        std::fs::create_dir_all(&image).expect("mkdir");
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(image.join("disk.qcow2"))
-            .arg("64M")
-            .status()
-            .expect("qemu-img is installed");
-        assert!(made.success());
+        conformance::empty_image(folder.path());
         let third = NETWORKS.fetch_add(1, Ordering::SeqCst);
         let config = Config {
             memory_mib: 128,

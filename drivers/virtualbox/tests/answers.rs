@@ -90,15 +90,7 @@ impl Scripted {
         stdin.write_all(script.as_bytes()).expect("written");
         drop(stdin);
         assert!(child.wait().expect("ended").success());
-        let image = self.folder.path().join("images/empty");
-        std::fs::create_dir_all(&image).expect("mkdir");
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(image.join("disk.qcow2"))
-            .arg("64M")
-            .status()
-            .expect("qemu-img is installed");
-        assert!(made.success());
+        forge_driver::conformance::empty_image(self.folder.path());
     }
 
     fn driver(&self) -> VirtualBoxDriver {

@@ -36,15 +36,7 @@ impl Store {
 
     fn on(lan: impl FnOnce(u8) -> Lan) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let image = folder.path().join("images/empty");
-        std::fs::create_dir_all(&image).expect("mkdir");
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(image.join("disk.qcow2"))
-            .arg("64M")
-            .status()
-            .expect("qemu-img is installed");
-        assert!(made.success());
+        forge_driver::conformance::empty_image(folder.path());
         let third = STORES.fetch_add(1, Ordering::SeqCst);
         let config = Config {
             memory_mib: 128,
