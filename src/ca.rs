@@ -283,7 +283,8 @@ fn day(date: jiff::civil::Date) -> time::OffsetDateTime {
     )
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

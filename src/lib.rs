@@ -10,6 +10,7 @@ pub mod ca;
 pub mod cluster;
 pub mod doctor;
 pub mod engine;
+pub mod engine_options;
 pub mod event;
 pub mod fault;
 pub mod http;

@@ -29,7 +29,7 @@ fn damaged_and_newer_records_are_listed_and_can_be_removed() {
     fs::write(path("n2"), &text[..text.len() / 2]).expect("cut off");
     let newer = fs::read_to_string(path("n3"))
         .expect("a record")
-        .replace("\"format\": 1", "\"format\": 999");
+        .replace("\"format\": 2", "\"format\": 999");
     fs::write(path("n3"), &newer).expect("newer");
 
     let list = lab.forge("ls --json").ok().json();
@@ -46,7 +46,7 @@ fn damaged_and_newer_records_are_listed_and_can_be_removed() {
     assert_eq!(error(2), "made by a newer forge");
     lab.forge("ls -q").says(0, "n1\nn2\nn3\n", "");
 
-    let newer_says = "error: `HOME/machines/n3/machine.json` has format 999, and this forge knows formats up to 1\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
+    let newer_says = "error: `HOME/machines/n3/machine.json` has format 999, and this forge knows formats up to 2\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
     for words in ["inspect n3", "env n3", "status n3"] {
         lab.forge(words).says(1, "", newer_says);
     }
@@ -147,9 +147,9 @@ fn a_newer_store_is_refused_and_left_alone() {
     lab.forge("create n1").ok();
     let path = lab.home.join("store.json");
     let text = fs::read_to_string(&path).expect("a store");
-    fs::write(&path, text.replace("\"format\": 1", "\"format\": 999")).expect("newer");
+    fs::write(&path, text.replace("\"format\": 2", "\"format\": 999")).expect("newer");
     let before = lab.files();
-    let says = "error: `HOME/store.json` has format 999, and this forge knows formats up to 1\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
+    let says = "error: `HOME/store.json` has format 999, and this forge knows formats up to 2\nhint: a newer forge wrote it: install that version, or set FORGE_HOME to another folder\n";
     for words in [
         "ls",
         "create n2",
@@ -599,7 +599,14 @@ fn keys_are_in_their_files_and_nowhere_else() {
             .to_string_lossy()
             .into_owned();
         assert!(
-            ["id_ed25519", "server-key.pem", "key.pem", "ca-key.pem"].contains(&name.as_str()),
+            [
+                "id_ed25519",
+                "id_rsa",
+                "server-key.pem",
+                "key.pem",
+                "ca-key.pem"
+            ]
+            .contains(&name.as_str()),
             "{} holds a private key",
             path.display()
         );
@@ -611,8 +618,8 @@ fn keys_are_in_their_files_and_nowhere_else() {
         assert!(line.len() > 20, "{line}");
         keys.push(line.to_owned());
     }
-    // Three machines with SSH key, server key and a copy of the client's; the client's own and the CA's.
-    assert_eq!(keys.len(), 3 * 3 + 2);
+    // Three machines with SSH key under both names, server key and a copy of the client's; the client's own and the CA's.
+    assert_eq!(keys.len(), 3 * 4 + 2);
     let logs = lab.logged();
     assert!(
         logs.contains("provisioning") && said.contains("n1"),

@@ -246,7 +246,7 @@ fn on_the_disk(store: &Store, driver: &std::path::Path, own: &str, private: &[&s
         "the search finds what is there"
     );
     let stores: Vec<PathBuf> = files(store.home());
-    let private: Vec<String> = stores
+    let mut private: Vec<String> = stores
         .iter()
         .filter(|path| !path.components().any(|part| part.as_os_str() == "images"))
         .filter(|path| {
@@ -261,9 +261,10 @@ fn on_the_disk(store: &Store, driver: &std::path::Path, own: &str, private: &[&s
         })
         .filter(|path| !path.ends_with("disk.qcow2"))
         .collect();
+    private.sort();
     assert_eq!(
         private,
-        ["machines/n1/id_ed25519"],
+        ["machines/n1/id_ed25519", "machines/n1/id_rsa"],
         "private SSH keys in the store"
     );
 }

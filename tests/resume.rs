@@ -61,7 +61,28 @@ fn whole(lab: &Lab, at: &str) {
     );
     lab.forge("env n1").ok();
     no_first_key(lab, at);
+    accompanied(lab, at);
     tidy(lab, at);
+}
+
+/// What lies beside the record of `n1` for other programs follows from it, and from nothing earlier.
+fn accompanied(lab: &Lab, at: &str) {
+    let folder = lab.home.join("machines/n1");
+    let read = |name: &str| {
+        fs::read_to_string(folder.join(name))
+            .unwrap_or_else(|error| panic!("{at}: {name}: {error}"))
+    };
+    let config: serde_json::Value = serde_json::from_str(&read("config.json")).expect("JSON");
+    assert_eq!(config["Driver"]["IPAddress"], lab.address("n1"), "{at}");
+    let home = lab.home.display().to_string();
+    assert_eq!(config["Driver"]["StorePath"], home, "{at}");
+    assert_eq!(read("id_rsa"), read("id_ed25519"), "{at}");
+    assert_eq!(read("id_rsa.pub"), read("id_ed25519.pub"), "{at}");
+    let record = lab.record("n1");
+    let own = record["ssh"]["own_host_key"].as_str().expect("a key");
+    let known = read("known_hosts");
+    assert!(known.ends_with(&format!(" {own}\n")), "{at}: {known}");
+    assert_eq!(known.lines().count(), 1, "{at}: {known}");
 }
 
 /// Nothing is left of the key of the first contact: not beside the record, not on the machine, not on the
@@ -198,6 +219,7 @@ fn every_kind_of_effect_has_a_point_before_and_after_it() {
         "saving id_ed25519",
         "saving first_host_key",
         "saving machine.json",
+        "saving companions.root",
         "saving allocation.json",
         "saving ca-key.pem",
         "saving ca.pem",
@@ -224,6 +246,77 @@ fn every_kind_of_effect_has_a_point_before_and_after_it() {
             );
         }
     }
+    // The record and what follows from it are one write: each of its files becomes the new one at a point of its own.
+    for name in [
+        "machine.json",
+        "config.json",
+        "id_rsa",
+        "id_rsa.pub",
+        "known_hosts",
+    ] {
+        let point = format!("before renaming {name}");
+        assert!(all.contains(&point), "no point `{point}`");
+    }
+}
+
+#[test]
+fn a_save_that_is_cut_off_behind_the_record_is_completed_by_any_changing_command() {
+    let names = points(&Lab::new(), "create n1");
+    // The first save of the record, and the one that brings the machine's own host key.
+    let cut: Vec<usize> = ["config.json", "id_rsa", "known_hosts"]
+        .iter()
+        .flat_map(|file| {
+            let point = format!("before renaming {file}");
+            let at: Vec<usize> = (1..=names.len())
+                .filter(|number| names[number - 1] == point)
+                .collect();
+            assert!(!at.is_empty(), "no point `{point}`");
+            at
+        })
+        .collect();
+    each(cut.len(), |index| {
+        let (lab, number) = (Lab::new(), cut[index - 1]);
+        let at = format!("`create n1` aborted {}", names[number - 1]);
+        assert_eq!(aborted(&lab, "create n1", number).code, ABORTED, "{at}");
+        // The record is there, whole, and something tells that its companions are not.
+        let record = lab.record("n1");
+        let folder = lab.home.join("machines/n1");
+        let left = || -> Vec<String> {
+            fs::read_dir(&folder)
+                .expect("the folder")
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .filter(|name| name.starts_with(".next-"))
+                .collect()
+        };
+        assert!(!left().is_empty(), "{at}");
+        loads(&lab, &at);
+        assert!(!left().is_empty(), "{at}: reading changes nothing");
+        // A command that has nothing to do with this machine.
+        lab.forge("create n2").ok();
+        assert!(left().is_empty(), "{at}: {:?}", left());
+        assert_eq!(lab.record("n1"), record, "{at}");
+        let config = fs::read_to_string(folder.join("config.json")).expect("config.json");
+        assert!(config.contains(&lab.address("n1")), "{at}: {config}");
+        let known = fs::read_to_string(folder.join("known_hosts")).expect("known_hosts");
+        let keys = ["own_host_key", "first_host_key"].map(|key| record["ssh"][key].as_str());
+        for key in keys.into_iter().flatten() {
+            assert!(
+                known.contains(key.trim_end_matches(" first contact")),
+                "{at}"
+            );
+        }
+        lab.forge("create n1").ok();
+        whole_beside_another(&lab, &at);
+    });
+}
+
+/// Machine `n1` is whole beside `n2`, which a test made meanwhile.
+fn whole_beside_another(lab: &Lab, at: &str) {
+    assert_eq!(lab.provider.creates().len(), 2, "{at}: machines were made");
+    assert_eq!(lab.record("n1")["stage"], "ready", "{at}");
+    accompanied(lab, at);
+    tidy(lab, at);
 }
 
 #[test]

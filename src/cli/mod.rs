@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use forge::event::Events;
 use forge::interrupt;
-use forge::machine::Forge;
+use forge::machine::{Forge, companions};
 use forge::registry::{self, Pick};
 use forge::store::Store;
 use forge_driver::assets::Assets;
@@ -352,6 +352,10 @@ impl Session {
         let store = Store::open(&self.root()?)?;
         let (events, receiver) = Events::channel();
         let drawing = Drawing::start(self.style, receiver, &store, command)?;
+        // What serves other programs alone holds no command up.
+        if let Err(error) = companions::follow(&store) {
+            report::note(&format!("warning: {}", error.line()));
+        }
         Ok((self.forge(store, events), drawing))
     }
 

@@ -1,8 +1,7 @@
 //! `forge ssh-config`
 
 use clap::Args;
-use forge::machine::{Forge, Record};
-use forge::remote::HostKeys;
+use forge::machine::{Forge, Record, companions};
 use forge::store::write_file;
 use forge_driver::Result;
 use serde_json::json;
@@ -63,11 +62,11 @@ fn section(forge: &Forge, record: &Record) -> Result<(String, serde_json::Value)
     let folder = forge.store.machine_dir(name);
     let known = folder.join("known_hosts");
     let host = address.ip().to_string();
-    let text = HostKeys::new(record.ssh.accepted())?.known_hosts(&[&host], address.port());
+    let text = companions::known_hosts(record)?;
     if std::fs::read_to_string(&known).ok().as_deref() != Some(&text) {
         write_file(&known, text.as_bytes(), 0o600)?;
     }
-    let key = folder.join("id_ed25519");
+    let key = folder.join(&record.ssh.key);
     let config = format!(
         "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile \"{key}\"\n  IdentitiesOnly yes\n  \
          UserKnownHostsFile \"{known}\"\n  StrictHostKeyChecking yes\n",

@@ -99,7 +99,7 @@ fn damaged_and_newer_records_are_refused_and_can_be_removed() {
     let image = admit(&images, folder.path(), "base", "one");
     let record = folder.path().join(&image.id).join(RECORD);
     let text = fs::read_to_string(&record).expect("read");
-    fs::write(&record, text.replace("\"format\": 1", "\"format\": 2")).expect("write");
+    fs::write(&record, text.replace("\"format\": 2", "\"format\": 3")).expect("write");
     assert_eq!(images.find("base").expect_err("newer").kind(), Kind::Newer);
     fs::write(&record, "{").expect("write");
     assert_eq!(images.list().expect_err("damaged").kind(), Kind::Corrupt);

@@ -151,7 +151,7 @@ pub const PAUSE: Duration = Duration::from_millis(300);
 /// # Errors
 /// When its address is not known yet or its key cannot be read.
 pub fn target(store: &Store, record: &Record) -> Result<Target> {
-    let path = store.machine_dir(&record.name).join("id_ed25519");
+    let path = store.machine_dir(&record.name).join(&record.ssh.key);
     let key = std::fs::read_to_string(&path).or_fail(Kind::Io, || {
         format!("failed to read the SSH key of `{}`", record.name)
     })?;

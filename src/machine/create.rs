@@ -18,7 +18,10 @@ use tokio::time::Instant;
 
 use super::access::{self, Connection};
 use super::seed::{self, FIRST_HOST_KEY};
-use super::{Forge, Member, Record, SshAccess, Stage, first_contact, provision, reach, record};
+use super::{
+    Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, provision, reach, record,
+};
+use crate::engine_options::EngineOptions;
 use crate::interrupt;
 use crate::registry;
 use crate::remote::{KeyPair, generate_key};
@@ -82,9 +85,10 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
     atomic::private_folder(&folder)?;
     let key = generate_key(&format!("forge {}", wish.name))?;
     let first_host_key = generate_key("first contact")?;
+    let public = format!("{SSH_KEY}.pub");
     for (name, text, mode) in [
-        ("id_ed25519", key.private_openssh.expose(), 0o600),
-        ("id_ed25519.pub", key.public_openssh.as_str(), 0o644),
+        (SSH_KEY, key.private_openssh.expose(), 0o600),
+        (public.as_str(), key.public_openssh.as_str(), 0o644),
         (
             FIRST_HOST_KEY,
             first_host_key.private_openssh.expose(),
@@ -129,11 +133,14 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         placement,
         ssh: SshAccess {
             user: USER.to_owned(),
+            key: SSH_KEY.to_owned(),
             first_host_key: Some(first_host_key.public_openssh.trim().to_owned()),
             own_host_key: None,
         },
         instance: None,
         tls: None,
+        engine: EngineOptions::default(),
+        sans: Vec::new(),
         published,
         member: wish.member.clone(),
     };
@@ -411,7 +418,12 @@ fn spec(forge: &Forge, record: &Record) -> Result<Spec> {
         claim: record.claim,
         name: record.name.clone(),
         image: images.base(&image),
-        seed: seed::render(&forge.assets, record, &read("id_ed25519.pub")?, &first)?,
+        seed: seed::render(
+            &forge.assets,
+            record,
+            &read(&format!("{}.pub", record.ssh.key))?,
+            &first,
+        )?,
         nic: record.placement.nic.clone(),
         outer_mac: record.placement.outer_mac,
         forwards: record

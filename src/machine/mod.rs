@@ -1,6 +1,7 @@
 //! One machine: what is remembered of it, and the loops that create, change and remove it.
 
 pub mod access;
+pub mod companions;
 pub mod create;
 pub mod destroy;
 #[cfg(feature = "lab")]
@@ -24,7 +25,7 @@ use crate::image::Images;
 use crate::registry;
 use crate::store::Store;
 
-pub use record::{Member, Record, SshAccess, Stage, Tls};
+pub use record::{Member, Record, SSH_KEY, SshAccess, Stage, Tls};
 
 /// What every effect goes through, handed down by the command line.
 #[derive(Clone)]

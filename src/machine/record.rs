@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use forge_driver::atomic::{self, NewFile};
 use forge_driver::{Claim, Endpoints, Error, Forward, Instance, Kind, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::companions;
+use crate::engine_options::EngineOptions;
 use crate::place::{Role, Zone};
 use crate::store::addresses::{Placement, Taken};
-use crate::store::{Store, read_json, write_json};
+use crate::store::{self, Store, read_json};
 
 /// How far a machine has come. Each stage is saved when it is reached, never before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ impl std::fmt::Display for Stage {
         })
     }
 }
+
+/// The file that holds a record.
+const FILE: &str = "machine.json";
 
 /// `machines/<name>/machine.json`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +74,12 @@ pub struct Record {
     pub instance: Option<Instance>,
     /// The server certificate that the engine was given.
     pub tls: Option<Tls>,
+    /// What the engine is to be told.
+    #[serde(default)]
+    pub engine: EngineOptions,
+    /// Names and addresses that the certificate carries besides the machine's own.
+    #[serde(default)]
+    pub sans: Vec<String>,
     /// Ports published by the user.
     #[serde(default)]
     pub published: Vec<Forward>,
@@ -75,16 +87,26 @@ pub struct Record {
     pub member: Option<Member>,
 }
 
-/// How SSH is entered. The private key lies beside the record as `id_ed25519`.
+/// The file name of the SSH key that forge makes for a machine.
+pub const SSH_KEY: &str = "id_ed25519";
+
+/// How SSH is entered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshAccess {
     /// The user.
     pub user: String,
+    /// The name of the private key's file beside the record; its public half has `.pub` after it.
+    #[serde(default = "ssh_key")]
+    pub key: String,
     /// The host key that the seed brought: for first contact only; `None` afterwards.
     pub first_host_key: Option<String>,
     /// The host key that the machine made for itself. While the first key is still recorded, both are
     /// accepted.
     pub own_host_key: Option<String>,
+}
+
+fn ssh_key() -> String {
+    SSH_KEY.to_owned()
 }
 
 impl SshAccess {
@@ -166,12 +188,24 @@ impl Record {
         Ok(records)
     }
 
-    /// Saves this record. The caller holds the machine's lock.
+    /// Saves this record, and in the same transaction what follows from it ([`companions`]); what an earlier save that
+    /// was cut off has left goes. The caller holds the machine's lock.
     ///
     /// # Errors
-    /// What the file system reports; the old record is then untouched.
+    /// What the file system reports; while the old record is there, so are its companions.
     pub fn save(&self, store: &Store) -> Result<()> {
-        write_json(&record_path(store, &self.name), self)
+        let folder = store.machine_dir(&self.name);
+        let unfinished = atomic::unfinished(&folder)?;
+        let mut files = vec![NewFile {
+            name: FILE.to_owned(),
+            contents: store::json(&record_path(store, &self.name), self)?,
+            mode: 0o600,
+        }];
+        files.extend(companions::outdated(self, store));
+        store::write_files(&folder, &files)?;
+        unfinished
+            .iter()
+            .try_for_each(|path| store::remove_file(path))
     }
 
     /// Its address between machines: decided before the provider was asked, or told by it.
@@ -227,6 +261,7 @@ impl Record {
                 .flatten()
                 .map(|address| address.to_string()),
         );
+        names.extend(self.sans.iter().cloned());
         names.sort();
         names.dedup();
         Ok(names)
@@ -265,7 +300,7 @@ pub fn taken(store: &Store) -> Result<Taken> {
 }
 
 fn record_path(store: &Store, name: &str) -> PathBuf {
-    store.machine_dir(name).join("machine.json")
+    store.machine_dir(name).join(FILE)
 }
 
 /// Whether `name` can be a machine's: letters, digits, `-` and `.`, starting and ending with a letter
@@ -315,6 +350,7 @@ mod tests {
     fn both_host_keys_are_accepted_until_the_own_one_is_confirmed() {
         let mut ssh = SshAccess {
             user: "forge".into(),
+            key: ssh_key(),
             first_host_key: Some("first".into()),
             own_host_key: None,
         };
@@ -323,5 +359,52 @@ mod tests {
         assert_eq!(ssh.accepted(), ["own", "first"]);
         ssh.first_host_key = None;
         assert_eq!(ssh.accepted(), ["own"]);
+    }
+
+    /// The record of a machine of libvirt's in a cluster, as format 1 had it.
+    const FIRST_FORMAT: &str = include_str!("recorded/format-1.json");
+
+    #[test]
+    fn a_record_of_the_first_format_is_read_whole_and_saved_in_this_one() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(folder.path()).expect("store");
+        let path = record_path(&store, "default-m1");
+        atomic::private_folder(&store.machine_dir("default-m1")).expect("mkdir");
+        std::fs::write(&path, FIRST_FORMAT).expect("write");
+        let record = Record::load(&store, "default-m1").expect("a record");
+        assert_eq!(record.ssh.key, SSH_KEY);
+        assert_eq!(record.engine, EngineOptions::default());
+        assert!(record.sans.is_empty());
+        assert_eq!(
+            record.certificate_names().expect("names"),
+            ["10.133.8.101", "default-m1"],
+            "its certificate still serves"
+        );
+        record.save(&store).expect("saved");
+        assert_eq!(Record::load(&store, "default-m1").expect("again"), record);
+        let json = |text: &str| -> serde_json::Map<String, Value> {
+            serde_json::from_str(text).expect("JSON")
+        };
+        let mut saved = json(&std::fs::read_to_string(&path).expect("text"));
+        assert_eq!(saved["format"], store::FORMAT);
+        // What was there is there as it was, and what is new has its default.
+        let (engine, sans) = (saved.remove("engine"), saved.remove("sans"));
+        assert_eq!(sans, Some(Value::Array(Vec::new())));
+        assert_eq!(engine, serde_json::to_value(EngineOptions::default()).ok());
+        let mut first = json(FIRST_FORMAT);
+        first["format"] = store::FORMAT.into();
+        first["ssh"]["key"] = SSH_KEY.into();
+        first["placement"]["served"] = false.into();
+        assert_eq!(saved, first);
+    }
+
+    #[test]
+    fn a_certificate_carries_the_names_that_were_asked_for() {
+        let mut record: Record = serde_json::from_str(FIRST_FORMAT).expect("a record");
+        record.sans = vec!["swarm.example".into(), "10.133.8.101".into()];
+        assert_eq!(
+            record.certificate_names().expect("names"),
+            ["10.133.8.101", "default-m1", "swarm.example"]
+        );
     }
 }

@@ -84,37 +84,10 @@ pub async fn acquire(
     patience: Duration,
     events: &Events,
 ) -> Result<Lock> {
-    let folder = store.root().join("locks");
-    let path = folder.join(guarded.file());
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| {
-            atomic::full(
-                error,
-                &format!("failed to open the lock `{}`", path.display()),
-            )
-        })?;
-    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).or_fail(Kind::Io, || {
-        format!("failed to prepare the lock `{}`", path.display())
-    })?;
+    let (path, file) = open(store, guarded)?;
     let deadline = Instant::now() + patience;
     let mut told = false;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                return Err(
-                    Error::new(Kind::Io, format!("failed to lock `{}`", path.display()))
-                        .because(error),
-                );
-            }
-        }
+    while !attempt(&path, &file)? {
         if Instant::now() >= deadline {
             let holder = holder(&path);
             return Err(Error::new(
@@ -140,11 +113,58 @@ pub async fn acquire(
         crate::interrupt::check()?;
         sleep(Duration::from_millis(50)).await;
     }
+    Ok(taken(file))
+}
+
+/// Takes the lock of `guarded` when it is free; `None` when somebody holds it.
+///
+/// # Errors
+/// When its file cannot be opened.
+pub fn try_acquire(store: &Store, guarded: &Guarded) -> Result<Option<Lock>> {
+    let (path, file) = open(store, guarded)?;
+    Ok(attempt(&path, &file)?.then(|| taken(file)))
+}
+
+/// The file of a lock, which children are to inherit.
+fn open(store: &Store, guarded: &Guarded) -> Result<(PathBuf, File)> {
+    let path = store.root().join("locks").join(guarded.file());
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| {
+            atomic::full(
+                error,
+                &format!("failed to open the lock `{}`", path.display()),
+            )
+        })?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).or_fail(Kind::Io, || {
+        format!("failed to prepare the lock `{}`", path.display())
+    })?;
+    Ok((path, file))
+}
+
+/// Whether the lock was free, and is taken now.
+fn attempt(path: &Path, file: &File) -> Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => {
+            Err(Error::new(Kind::Io, format!("failed to lock `{}`", path.display())).because(error))
+        }
+    }
+}
+
+/// A lock that this process has.
+fn taken(mut file: File) -> Lock {
     // Who holds it, for the messages of others; that it cannot be written costs only their precision.
     let _ = file.set_len(0);
     let _ = file.rewind();
     let _ = writeln!(file, "{}", std::process::id());
-    Ok(Lock { file })
+    Lock { file }
 }
 
 /// Takes the locks of several machines, in the order of their names.
@@ -252,7 +272,11 @@ mod tests {
                 .contains(&format!("pid {}", std::process::id())),
             "{error}"
         );
+        assert!(try_acquire(&store, &machine).expect("opened").is_none());
         drop(held);
+        let free = try_acquire(&store, &machine).expect("opened");
+        assert!(free.is_some());
+        drop(free);
         acquire(&store, &machine, Duration::ZERO, &events)
             .await
             .expect("free again");

@@ -16,7 +16,9 @@ use forge_driver::{Error, Kind, Result, atomic};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use records::{FORMAT, forget, read_json, remove_file, write_file, write_json};
+pub use records::{
+    FORMAT, forget, json, read_json, remove_file, write_file, write_files, write_json,
+};
 
 /// A folder that holds everything forge remembers.
 #[derive(Clone, Debug)]

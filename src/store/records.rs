@@ -3,13 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use forge_driver::{Error, Kind, Result, atomic};
+use forge_driver::atomic::{self, NewFile};
+use forge_driver::{Context, Error, Kind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// The format of the records that this forge writes. Newer ones are refused, older ones migrated.
-pub const FORMAT: u64 = 1;
+/// The format of the records that this forge writes. Newer ones are refused: a forge that does not know all fields
+/// would drop some when it saves.
+pub const FORMAT: u64 = 2;
+
+/// The oldest format that is read. Its records lack fields that have defaults since; they are of the format
+/// [`FORMAT`] once they are saved.
+const OLDEST: u64 = 1;
 
 /// Reads a record; `None` when there is no file.
 ///
@@ -34,7 +40,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let mut value: Map<String, Value> = serde_json::from_slice(&text).map_err(corrupt)?;
     let format = value.remove("format").and_then(|format| format.as_u64());
     match format {
-        Some(FORMAT) => {}
+        Some(OLDEST..=FORMAT) => {}
         Some(newer) if newer > FORMAT => {
             return Err(Error::new(
                 Kind::Newer,
@@ -65,21 +71,27 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// # Errors
 /// What the file system reports; the old record is then untouched.
 pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    write_file(path, &json(path, record)?, 0o600)
+}
+
+/// The record that is to be written to `path`, as text.
+///
+/// # Errors
+/// [`Kind::Invalid`] when it has none.
+pub fn json<T: Serialize>(path: &Path, record: &T) -> Result<Vec<u8>> {
     let failed = || format!("failed to write `{}`", path.display());
-    let value = serde_json::to_value(record)
-        .map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    let value = serde_json::to_value(record).or_fail(Kind::Invalid, failed)?;
     let mut whole = Map::new();
     whole.insert("format".to_owned(), FORMAT.into());
     if let Value::Object(fields) = value {
         whole.extend(fields);
     }
-    let mut text = serde_json::to_vec_pretty(&whole)
-        .map_err(|error| Error::new(Kind::Invalid, failed()).because(error))?;
+    let mut text = serde_json::to_vec_pretty(&whole).or_fail(Kind::Invalid, failed)?;
     text.push(b'\n');
-    write_file(path, &text, 0o600)
+    Ok(text)
 }
 
-/// Writes a file of the store, whole. Every one of them is written here.
+/// Writes a file of the store, whole. Every one of them is written here, or by [`write_files`].
 ///
 /// # Errors
 /// What the file system reports; the old file is then untouched.
@@ -87,6 +99,22 @@ pub fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     crate::fault::point(&format!("before saving {}", file_name(path)));
     atomic::write(path, contents, mode)?;
     crate::fault::point(&format!("after saving {}", file_name(path)));
+    Ok(())
+}
+
+/// Writes several files of one folder of the store together, as [`atomic::write_all`] does.
+///
+/// # Errors
+/// What the file system reports; while the first file is the old one, so are the others.
+pub fn write_files(folder: &Path, files: &[NewFile]) -> Result<()> {
+    let Some(first) = files.first() else {
+        return Ok(());
+    };
+    crate::fault::point(&format!("before saving {}", first.name));
+    atomic::write_all(folder, files, |name| {
+        crate::fault::point(&format!("before renaming {name}"));
+    })?;
+    crate::fault::point(&format!("after saving {}", first.name));
     Ok(())
 }
 
@@ -154,8 +182,20 @@ mod tests {
         assert!(
             fs::read_to_string(&path)
                 .expect("text")
-                .contains("\"format\": 1")
+                .contains("\"format\": 2")
         );
+    }
+
+    #[test]
+    fn a_record_of_the_first_format_is_read_and_written_in_this_one() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("thing.json");
+        fs::write(&path, "{\"format\":1,\"name\":\"n1\"}").expect("write");
+        let thing: Thing = read_json(&path).expect("read").expect("there");
+        assert_eq!(thing.name, "n1");
+        write_json(&path, &thing).expect("write");
+        let text = fs::read_to_string(&path).expect("text");
+        assert!(text.contains("\"format\": 2"), "{text}");
     }
 
     #[test]
@@ -167,7 +207,8 @@ mod tests {
             ("{\"format\":1,\"nam", Kind::Corrupt),
             ("{\"name\":\"x\"}", Kind::Corrupt),
             ("{\"format\":1}", Kind::Corrupt),
-            ("{\"format\":2,\"name\":\"x\"}", Kind::Newer),
+            ("{\"format\":0,\"name\":\"x\"}", Kind::Corrupt),
+            ("{\"format\":3,\"name\":\"x\"}", Kind::Newer),
         ] {
             fs::write(&path, text).expect("write");
             let error = read_json::<Thing>(&path).expect_err(text);
