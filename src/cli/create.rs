@@ -8,9 +8,10 @@ use forge::machine::{Forge, Record, Stage, publish, record};
 use forge::registry;
 use forge::store::lock::acquire_machines;
 use forge::tasks;
-use forge_driver::{Error, Kind, Result};
+use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
+use super::persona::{self, Persona};
 use super::{DEFAULT_MACHINE, Outcome, Session, image, report};
 
 /// Create machines: virtual machines with a container engine that is reached over TLS
@@ -82,10 +83,13 @@ impl Choice {
 }
 
 impl Chosen {
-    /// Says which driver it is and why, when nobody named one.
+    /// Says which driver it is and why, when nobody named one and another may be expected.
     pub fn tell(&self, session: &Session) {
+        let expected =
+            session.persona() == Persona::DockerMachine && self.driver.id == persona::DRIVER;
         if let Some(why) = &self.why
             && !session.json()
+            && !expected
         {
             report::note(&format!(
                 "driver: {} ({why}; `--driver` chooses another)",
@@ -111,11 +115,7 @@ impl Chosen {
 impl Create {
     /// Creates the machines, all at once.
     pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
-        let names = if self.names.is_empty() {
-            vec![DEFAULT_MACHINE.to_owned()]
-        } else {
-            self.names.clone()
-        };
+        let names = names(session.persona(), self.names)?;
         check_names(&names)?;
         publish::check(&self.publish)?;
         let chosen = self.choice.resolve(session, matches)?;
@@ -132,9 +132,12 @@ impl Create {
         }
         chosen.tell(session);
         let (forge, drawing) = session.worker("create")?;
-        let done = create_all(&forge, &chosen, &names, &self.publish).await;
+        let done = create_all(session, &forge, &chosen, &names, &self.publish).await;
         drawing.finish(forge).await;
         let done = done?;
+        for (name, _) in done.iter().filter(|(_, created)| created.is_ok()) {
+            session.say(&persona::created(name));
+        }
         if session.json() {
             let summary = json!({
                 "event": "summary",
@@ -152,6 +155,23 @@ impl Create {
                 .map(|(name, result)| (name, result.map(|_| ())))
                 .collect(),
         )
+    }
+}
+
+/// The machines to be made: `default` where none is named. docker-machine made one, and asked for its name.
+fn names(persona: Persona, mut names: Vec<String>) -> Result<Vec<String>> {
+    if persona == Persona::DockerMachine && names.len() > 1 {
+        return Err(Error::new(Kind::Usage, "one machine is made at a time")
+            .fact(Fact::ExtraNames(names.split_off(1))));
+    }
+    if !names.is_empty() {
+        return Ok(names);
+    }
+    match persona {
+        Persona::Forge => Ok(vec![DEFAULT_MACHINE.to_owned()]),
+        Persona::DockerMachine => {
+            Err(Error::new(Kind::Usage, "no machine is named").fact(Fact::NoName))
+        }
     }
 }
 
@@ -181,7 +201,7 @@ pub fn conclude(results: Vec<(String, Result<()>)>) -> Result<Outcome> {
 pub fn check_names(names: &[String]) -> Result<()> {
     let mut seen = BTreeSet::new();
     for name in names {
-        record::check_name(name)?;
+        record::check_name(name).map_err(|error| error.fact(Fact::BadName))?;
         if !seen.insert(name.to_lowercase()) {
             return Err(Error::new(
                 Kind::Usage,
@@ -193,6 +213,7 @@ pub fn check_names(names: &[String]) -> Result<()> {
 }
 
 async fn create_all(
+    session: &Session,
     forge: &Forge,
     chosen: &Chosen,
     names: &[String],
@@ -218,10 +239,12 @@ async fn create_all(
     {
         return Err(
             Error::new(Kind::Exists, format!("machine `{name}` already exists"))
-                .hint("`forge ls` shows the machines; use another name"),
+                .hint("`forge ls` shows the machines; use another name")
+                .fact(Fact::Exists(name.clone())),
         );
     }
     if !fresh.is_empty() {
+        session.say("Running pre-create checks...");
         create::check_host(forge, chosen.driver.id, &chosen.resolved.0, fresh.len()).await?;
     }
     let image = image::for_machines(forge, chosen.image.as_deref()).await?;

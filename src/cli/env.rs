@@ -2,7 +2,7 @@
 
 use clap::Args;
 use forge::machine::Record;
-use forge_driver::{Error, Kind, Result};
+use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
 use super::shell::Shell;
@@ -43,7 +43,8 @@ impl Env {
                 return Err(Error::new(
                     Kind::Usage,
                     "expected no machine name when the -u flag is present",
-                ));
+                )
+                .fact(Fact::NameGiven));
             }
             for name in VARIABLES {
                 println!("{}", shell.unset(name));

@@ -1,5 +1,6 @@
 //! The command line: one file for each command, with its arguments and what it does.
 
+mod argv;
 mod cluster;
 mod create;
 mod doctor;
@@ -8,6 +9,7 @@ mod image;
 mod inspect;
 mod logs;
 mod ls;
+mod persona;
 mod power;
 mod provision;
 mod publish;
@@ -20,11 +22,13 @@ mod ssh_config;
 mod table;
 mod where_is;
 
-use std::io::IsTerminal;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use forge::event::Events;
 use forge::interrupt;
@@ -32,8 +36,10 @@ use forge::machine::{Forge, companions};
 use forge::registry::{self, Pick};
 use forge::store::Store;
 use forge_driver::assets::Assets;
-use forge_driver::{Error, Kind, Result};
+use forge_driver::{Error, Fact, Kind, Result};
 
+use argv::Rewritten;
+use persona::Persona;
 use render::{Drawing, Style};
 
 /// From nothing to a running container cluster: virtual machines, engines with TLS, Swarm.
@@ -53,13 +59,10 @@ struct Cli {
     command: Commands,
 }
 
-/// In the help of every command.
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched, 130 interrupted; `forge ssh` ends with the code of the remote command.";
-
 /// What every command understands.
 #[derive(Args, Clone)]
 pub struct Global {
-    /// Keep everything in this folder [default: ~/.forge]
+    /// Keep everything in this folder [default: $MACHINE_STORAGE_PATH, else ~/.forge]
     #[arg(
         short = 's',
         long,
@@ -122,24 +125,36 @@ pub const DEFAULT_MACHINE: &str = "default";
 
 /// Parses, runs, and says how it ended.
 pub fn main() -> ExitCode {
-    let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let words: Vec<OsString> = std::env::args_os().collect();
     if words
         .get(1)
         .is_some_and(|word| word == registry::SWITCH_COMMAND)
     {
         return switch(words.get(2));
     }
+    let persona = Persona::of(words.first());
+    let Rewritten {
+        words,
+        command: asked,
+    } = read(persona, words);
     let named = driver_named(&words);
-    let picked = picked(&words, named.as_deref());
-    let whole = command(called(&words), named.as_deref(), picked.as_ref());
-    let matches = match whole.try_get_matches_from(&words) {
+    let picked = picked(persona, &words, named.as_deref());
+    let mut whole = command(persona, named.as_deref(), picked.as_ref());
+    let matches = match whole.try_get_matches_from_mut(&words) {
         Ok(matches) => matches,
-        Err(error) => {
-            // Help and version go to stdout and are no error; a closed pipe ends them silently.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        // There, no words at all are no error.
+        Err(error)
+            if persona == Persona::DockerMachine
+                && error.kind() == ErrorKind::MissingSubcommand =>
+        {
+            let _ = whole.print_help();
+            return ExitCode::SUCCESS;
         }
+        Err(error) => return refused(persona, &error, words.first(), &asked),
     };
+    if persona == Persona::DockerMachine {
+        report::as_docker_machine(persona::Line::of(&matches));
+    }
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => {
@@ -160,38 +175,61 @@ pub fn main() -> ExitCode {
             );
         }
     };
-    let code = runtime.block_on(run(cli, &matches, picked));
+    let code = runtime.block_on(run(cli, &matches, persona, picked));
     // A thread that still reads standard input would hold the end up.
     runtime.shutdown_timeout(Duration::from_millis(10));
     code
 }
 
-/// The name that this program was started by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Called {
-    Forge,
-    /// Of a link; scripts expect what docker-machine did.
-    DockerMachine,
+/// The command line, in the form that the parser reads.
+fn read(persona: Persona, words: Vec<OsString>) -> Rewritten {
+    match persona {
+        Persona::Forge => Rewritten {
+            words,
+            command: String::new(),
+        },
+        Persona::DockerMachine => {
+            // Which driver's options there are is known only once the line is read.
+            let all = |command: Command| {
+                let entries = registry::all().iter();
+                entries.fold(command, |command, entry| (entry.augment)(command))
+            };
+            let whole = persona.dress(Cli::command().mut_subcommand("create", all));
+            argv::rewritten(&whole, words)
+        }
+    }
 }
 
-fn called(words: &[std::ffi::OsString]) -> Called {
-    let name = words.first().and_then(|word| Path::new(word).file_name());
-    if name.is_some_and(|name| name == "docker-machine") {
-        Called::DockerMachine
-    } else {
-        Called::Forge
+/// Says that a command line makes no sense, or shows the help that was asked for.
+fn refused(
+    persona: Persona,
+    error: &clap::Error,
+    program: Option<&OsString>,
+    asked: &str,
+) -> ExitCode {
+    if persona == Persona::Forge {
+        // Help and version go to stdout and are no error; a closed pipe ends them silently.
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     }
+    if let Some(refusal) = persona::refusal(error, program, asked) {
+        report::note(refusal.trim_end());
+        return ExitCode::FAILURE;
+    }
+    let _ = write!(std::io::stdout(), "{}", error.render());
+    ExitCode::SUCCESS
 }
 
 /// The driver that is taken because none is named. The host is looked at for the commands alone that have a
 /// driver's options.
-fn picked(words: &[std::ffi::OsString], named: Option<&str>) -> Option<Pick> {
+fn picked(persona: Persona, words: &[OsString], named: Option<&str>) -> Option<Pick> {
     let asks = words.iter().any(|word| word == "create" || word == "up");
-    (named.is_none() && asks).then(|| registry::pick(words))
+    let first = (persona == Persona::DockerMachine).then_some(persona::DRIVER);
+    (named.is_none() && asks).then(|| registry::pick(words, first))
 }
 
 /// The whole command, with the options of one driver; the named one's stand in the help.
-fn command(called: Called, named: Option<&str>, picked: Option<&Pick>) -> Command {
+fn command(persona: Persona, named: Option<&str>, picked: Option<&Pick>) -> Command {
     let entry = named
         .and_then(|id| registry::find(id).ok())
         .or(picked.map(|picked| picked.entry))
@@ -208,9 +246,9 @@ fn command(called: Called, named: Option<&str>, picked: Option<&Pick>) -> Comman
             command.get_long_about().cloned(),
         );
         let augmented = (entry.augment)(command);
-        let command = match called {
-            Called::Forge => augmented,
-            Called::DockerMachine => registry::as_docker_machine(entry, augmented),
+        let command = match persona {
+            Persona::Forge => augmented,
+            Persona::DockerMachine => (entry.as_docker_machine)(augmented),
         };
         let command = command
             .about(about.unwrap_or_default())
@@ -229,16 +267,18 @@ fn command(called: Called, named: Option<&str>, picked: Option<&Pick>) -> Comman
         .mut_subcommand("cluster", |cluster| {
             cluster.mut_subcommand("up", with_options)
         });
-    with_codes(command)
+    persona.dress(with_codes(command, persona.codes()))
 }
 
 /// The exit codes stand in the help of every command.
-fn with_codes(command: Command) -> Command {
-    command.after_help(EXIT_CODES).mut_subcommands(with_codes)
+fn with_codes(command: Command, codes: &'static str) -> Command {
+    command
+        .after_help(codes)
+        .mut_subcommands(|command| with_codes(command, codes))
 }
 
 /// The driver that the words or the environment name; the parser proper judges it later.
-fn driver_named(words: &[std::ffi::OsString]) -> Option<String> {
+fn driver_named(words: &[OsString]) -> Option<String> {
     let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
     while let Some(word) = words.next() {
         match word {
@@ -262,7 +302,7 @@ fn configured_driver() -> Option<String> {
         .filter(|id| !id.is_empty())
 }
 
-fn switch(folder: Option<&std::ffi::OsString>) -> ExitCode {
+fn switch(folder: Option<&OsString>) -> ExitCode {
     let Some(folder) = folder else {
         return report::failed(&Error::new(Kind::Usage, "the switch needs a folder"), None);
     };
@@ -284,6 +324,7 @@ pub enum Outcome {
 pub struct Session {
     global: Global,
     style: Style,
+    persona: Persona,
     picked: Option<Pick>,
 }
 
@@ -307,16 +348,13 @@ impl Session {
     /// When neither a flag nor a variable nor HOME says where it is.
     pub fn root(&self) -> Result<PathBuf> {
         if let Some(path) = &self.global.storage_path {
-            return std::path::absolute(path).map_err(|error| {
-                Error::new(
-                    Kind::Usage,
-                    format!("`{}` cannot be a store", path.display()),
-                )
-                .because(error)
-            });
+            return absolute(path);
         }
-        std::env::var_os("HOME")
-            .filter(|home| !home.is_empty())
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        if let Some(path) = variable("MACHINE_STORAGE_PATH") {
+            return absolute(&PathBuf::from(path));
+        }
+        variable("HOME")
             .map(|home| PathBuf::from(home).join(".forge"))
             .ok_or_else(|| {
                 Error::new(Kind::Usage, "there is no HOME to keep a store in")
@@ -340,6 +378,7 @@ impl Session {
         let store = self.existing()?.ok_or_else(|| {
             Error::new(Kind::NotFound, "there is nothing here yet: no machine, no cluster, no image")
                 .hint("`forge create n1` makes a machine, `forge cluster up` a cluster; FORGE_HOME says where they are looked for")
+                .fact(Fact::NothingYet)
         })?;
         Ok(self.forge(store, Events::silent()))
     }
@@ -351,7 +390,12 @@ impl Session {
     pub fn worker(&self, command: &str) -> Result<(Forge, Drawing)> {
         let store = Store::open(&self.root()?)?;
         let (events, receiver) = Events::channel();
-        let drawing = Drawing::start(self.style, receiver, &store, command)?;
+        let style = match self.style {
+            // Of what docker-machine did not do, it has no words.
+            Style::Words { debug } if !persona::has_words(command) => Style::Plain { debug },
+            style => style,
+        };
+        let drawing = Drawing::start(style, receiver, &store, command)?;
         // What serves other programs alone holds no command up.
         if let Err(error) = companions::follow(&store) {
             report::note(&format!("warning: {}", error.line()));
@@ -397,25 +441,69 @@ impl Session {
     pub fn json(&self) -> bool {
         self.global.json
     }
+
+    /// The name that this program was started by.
+    pub fn persona(&self) -> Persona {
+        self.persona
+    }
+
+    /// Says something that docker-machine said, where its words are expected.
+    pub fn say(&self, text: &str) {
+        if !self.json() {
+            self.persona.say(text);
+        }
+    }
 }
 
-async fn run(cli: Cli, matches: &ArgMatches, picked: Option<Pick>) -> ExitCode {
+/// The folder of a store, from the root of the file system.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| {
+        Error::new(
+            Kind::Usage,
+            format!("`{}` cannot be a store", path.display()),
+        )
+        .because(error)
+    })
+}
+
+/// Whether everything is to be shown: as the flag or FORGE_DEBUG says, else as MACHINE_DEBUG does.
+fn debug(global: &Global) -> Result<bool> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match variable("MACHINE_DEBUG") {
+        Some(value) if !global.debug && variable("FORGE_DEBUG").is_none() => argv::truth(&value)
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Usage,
+                    format!("MACHINE_DEBUG is neither true nor false: `{value}`"),
+                )
+                .fact(Fact::BadDebug(value))
+            }),
+        _ => Ok(global.debug),
+    }
+}
+
+async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pick>) -> ExitCode {
     watch_signals();
     if cli.global.json {
         report::as_json();
     }
+    let debug = match debug(&cli.global) {
+        Ok(debug) => debug,
+        Err(error) => return report::failed(&error, None),
+    };
     let style = if cli.global.json {
         Style::Json
-    } else if std::io::stderr().is_terminal() && !cli.global.debug {
+    } else if persona == Persona::DockerMachine {
+        Style::Words { debug }
+    } else if std::io::stderr().is_terminal() && !debug {
         Style::Bars
     } else {
-        Style::Plain {
-            debug: cli.global.debug,
-        }
+        Style::Plain { debug }
     };
     let session = Session {
         global: cli.global,
         style,
+        persona,
         picked,
     };
     let done = match cli.command {
@@ -488,26 +576,28 @@ fn watch_signals() {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Vec<std::ffi::OsString> {
+    fn words(text: &str) -> Vec<OsString> {
         text.split(' ').map(Into::into).collect()
     }
 
     /// What the parser makes of a line.
     fn parsed(text: &str) -> std::result::Result<ArgMatches, clap::Error> {
         let all = words(text);
+        let persona = Persona::of(all.first());
+        let all = read(persona, all).words;
         let named = driver_named(&all);
-        let picked = picked(&all, named.as_deref());
-        command(called(&all), named.as_deref(), picked.as_ref()).try_get_matches_from(&all)
+        let picked = picked(persona, &all, named.as_deref());
+        command(persona, named.as_deref(), picked.as_ref()).try_get_matches_from(&all)
     }
 
     #[test]
     fn the_whole_command_holds_together_with_every_driver() {
         for entry in registry::all() {
-            for called in [Called::Forge, Called::DockerMachine] {
-                command(called, Some(entry.id), None).debug_assert();
+            for persona in [Persona::Forge, Persona::DockerMachine] {
+                command(persona, Some(entry.id), None).debug_assert();
             }
         }
-        command(Called::Forge, None, None).debug_assert();
+        command(Persona::Forge, None, None).debug_assert();
     }
 
     #[test]

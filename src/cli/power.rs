@@ -4,10 +4,11 @@ use clap::Args;
 use forge::machine::{Forge, Record, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
-use forge_driver::{Error, Result};
+use forge_driver::{Error, Fact, Kind, Result, State};
 use serde_json::json;
 
 use super::create::conclude;
+use super::persona::{self, Persona};
 use super::rm::distinct;
 use super::where_is::or_default;
 use super::{Outcome, Session};
@@ -92,15 +93,43 @@ async fn change(
     let (forge, drawing) = session.worker(command)?;
     let done = change_all(&forge, change, &distinct(names)).await;
     drawing.finish(forge).await;
-    let done = done?;
+    let mut done = done?;
+    if session.persona() == Persona::DockerMachine {
+        done = done
+            .into_iter()
+            .map(|(name, result)| {
+                let result = result.and_then(|changed| changing(change, &name, changed));
+                (name, result)
+            })
+            .collect();
+    }
     if session.json() {
         println!("{}", summary(&done));
     }
-    conclude(
+    let outcome = conclude(
         done.into_iter()
             .map(|(name, result)| (name, result.map(|_| ())))
             .collect(),
+    )?;
+    if let Some(text) = persona::concluded(command) {
+        session.say(&text);
+    }
+    Ok(outcome)
+}
+
+/// Nothing to change is an error: docker-machine's users are told so.
+fn changing(change: Change, name: &str, changed: bool) -> Result<bool> {
+    let already = match change {
+        _ if changed => return Ok(true),
+        Change::Restart => return Ok(false),
+        Change::Start => State::Running,
+        Change::Stop | Change::Kill => State::Stopped,
+    };
+    Err(Error::new(
+        Kind::Conflict,
+        format!("machine `{name}` is {already} already"),
     )
+    .fact(Fact::Already(name.to_owned(), already)))
 }
 
 /// The last line of `--json`.

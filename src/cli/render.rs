@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 
-use super::report;
+use super::{persona, report};
 
 /// A line is printed at least this often while something is awaited.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -35,6 +35,11 @@ pub enum Style {
     /// Lines.
     Plain {
         /// With everything that happens.
+        debug: bool,
+    },
+    /// The lines that docker-machine had, on standard output.
+    Words {
+        /// With everything that happens, on standard error.
         debug: bool,
     },
     /// JSON, a line an event, on standard output.
@@ -75,6 +80,7 @@ impl Drawing {
         report::logged_at(&path);
         let canvas = Canvas {
             style,
+            command: command.to_owned(),
             log,
             lines: BTreeMap::new(),
             bars: (style == Style::Bars)
@@ -120,6 +126,7 @@ struct Line {
 
 struct Canvas {
     style: Style,
+    command: String,
     log: File,
     lines: BTreeMap<String, Line>,
     bars: Option<MultiProgress>,
@@ -147,6 +154,9 @@ impl Canvas {
         if self.style == Style::Json {
             let _ = writeln!(std::io::stdout(), "{json}");
         }
+        if matches!(self.style, Style::Words { .. }) {
+            self.words(event);
+        }
         match event {
             Event::Step {
                 machine,
@@ -158,7 +168,7 @@ impl Canvas {
                 let line = self.line(machine.as_deref());
                 line.error.clone_from(error);
                 self.redraw(machine.as_deref());
-                if self.style == (Style::Plain { debug: true }) {
+                if self.shows_all() {
                     self.print(machine.as_deref(), error);
                 }
             }
@@ -167,7 +177,7 @@ impl Canvas {
                 step,
                 status,
             } => {
-                if self.style == (Style::Plain { debug: true }) {
+                if self.shows_all() {
                     self.print(machine.as_deref(), &format!("{status}: {step}"));
                 }
             }
@@ -190,10 +200,38 @@ impl Canvas {
                 name,
                 seconds,
             } => {
-                if self.style == (Style::Plain { debug: true }) {
+                if self.shows_all() {
                     self.print(machine.as_deref(), &format!("{name} took {seconds:.2} s"));
                 }
             }
+        }
+    }
+
+    fn shows_all(&self) -> bool {
+        matches!(
+            self.style,
+            Style::Plain { debug: true } | Style::Words { debug: true }
+        )
+    }
+
+    /// Says what docker-machine said when its work on a machine began and when it was done.
+    fn words(&self, event: &Event) {
+        let (machine, done) = match event {
+            Event::Step {
+                machine: Some(machine),
+                ..
+            } => (machine, false),
+            Event::Finished {
+                machine, changed, ..
+            } => (machine, *changed),
+            _ => return,
+        };
+        let begins = !self.lines.contains_key(machine);
+        let begun = persona::begun(&self.command, machine).filter(|_| begins);
+        let done = persona::done(&self.command, machine).filter(|_| done);
+        for line in [begun, done].into_iter().flatten() {
+            // Whoever reads it may have gone.
+            let _ = writeln!(std::io::stdout(), "{line}");
         }
     }
 
@@ -208,7 +246,7 @@ impl Canvas {
             line.error.clear();
             line.since = Instant::now();
             line.printed = Instant::now();
-            if matches!(self.style, Style::Plain { .. }) {
+            if matches!(self.style, Style::Plain { .. } | Style::Words { .. }) {
                 self.print(machine, step);
             }
         }
@@ -275,7 +313,7 @@ impl Canvas {
             let machine = (!name.is_empty()).then_some(name.as_str());
             match self.style {
                 Style::Bars => self.redraw(machine),
-                Style::Plain { .. } => self.print(machine, &text),
+                Style::Plain { .. } | Style::Words { .. } => self.print(machine, &text),
                 Style::Json => {
                     let line =
                         serde_json::json!({"event": "waiting", "machine": machine, "text": text});
@@ -286,7 +324,10 @@ impl Canvas {
     }
 
     fn print(&mut self, machine: Option<&str>, text: &str) {
-        if self.style == Style::Json {
+        // Of a machine, docker-machine's words are all.
+        if self.style == Style::Json
+            || (self.style == Style::Words { debug: false } && machine.is_some())
+        {
             return;
         }
         let line = match machine {

@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 use forge_driver::{Error, Kind};
 use serde_json::json;
 
+use super::persona::Line;
+
 /// The log of this command, once it has one.
 static LOG: OnceLock<PathBuf> = OnceLock::new();
 
@@ -17,9 +19,19 @@ pub fn logged_at(path: &Path) {
     let _ = LOG.set(path.to_owned());
 }
 
+/// The line that is answered in docker-machine's words.
+static LINE: OnceLock<Line> = OnceLock::new();
+
+/// From now on errors are told in docker-machine's words.
+pub fn as_docker_machine(line: Line) {
+    // A process has one command line.
+    let _ = LINE.set(line);
+}
+
 /// The exit code for an error of this kind, as the help lists them.
-pub fn code(kind: Kind) -> u8 {
+fn code(kind: Kind) -> u8 {
     match kind {
+        _ if LINE.get().is_some() => Line::code(kind),
         Kind::Usage => 2,
         Kind::Precheck => 3,
         Kind::Interrupted => 130,
@@ -50,6 +62,16 @@ pub fn write(error: &Error, subject: Option<&str>) {
         // Whoever reads it may have gone.
         let _ = writeln!(std::io::stdout(), "{event}");
     }
+    let text = match LINE.get() {
+        Some(line) => line.words(error),
+        None => lines(error, subject),
+    };
+    // Standard error may be closed; the exit code still tells.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// What failed, why, what to try: a line each.
+fn lines(error: &Error, subject: Option<&str>) -> String {
     let mut text = String::new();
     let subject = subject
         .map(|subject| format!("{subject}: "))
@@ -61,15 +83,16 @@ pub fn write(error: &Error, subject: Option<&str>) {
     if let Some(hint) = error.deepest_hint() {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    // Standard error may be closed; the exit code still tells.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    text
 }
 
 /// Writes the error that ended the command, and gives its exit code.
 pub fn failed(error: &Error, subject: Option<&str>) -> ExitCode {
     write(error, subject);
+    let in_few_words = LINE.get().is_some() && error.deepest_fact().is_some();
     if let Some(path) = LOG.get()
         && !matches!(error.kind(), Kind::Usage | Kind::Precheck)
+        && !in_few_words
     {
         note(&format!("log: {}", path.display()));
     }

@@ -9,9 +9,10 @@ use forge::cluster::spec::ClusterName;
 use forge::machine::{Forge, Record, destroy};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
-use forge_driver::{Error, Kind, Result};
+use forge_driver::{Error, Fact, Kind, Result};
 
 use super::create::conclude;
+use super::persona::Persona;
 use super::power::summary;
 use super::{Outcome, Session};
 
@@ -33,7 +34,16 @@ impl Rm {
     /// Removes them all at once.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let names = distinct(self.names);
-        if session.existing()?.is_none() && self.force {
+        if names.is_empty() {
+            return Err(Error::new(Kind::Usage, "no machine is named").fact(Fact::NoName));
+        }
+        let none_yet = session.existing()?.is_none();
+        let sure = self.yes || self.force;
+        let in_other_words = session.persona() == Persona::DockerMachine && !session.json();
+        if in_other_words && !session.persona().may_remove(&names, sure) {
+            return Ok(Outcome::Done);
+        }
+        if none_yet && self.force {
             if session.json() {
                 let nothing: Vec<_> = names.into_iter().map(|name| (name, Ok(false))).collect();
                 println!("{}", summary(&nothing));
@@ -41,7 +51,7 @@ impl Rm {
             return Ok(Outcome::Done);
         }
         session.reader()?;
-        if !self.yes && !self.force {
+        if !sure && !in_other_words {
             confirm(&format!(
                 "Remove {} and all data on their disks?",
                 names.join(", ")

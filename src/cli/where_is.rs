@@ -82,7 +82,8 @@ pub async fn running_url(forge: &forge::machine::Forge, record: &Record) -> Resu
             forge_driver::Kind::Unavailable,
             format!("machine `{}` is not running: it is {state}", record.name),
         )
-        .hint(format!("`forge start {}` starts it", record.name)));
+        .hint(format!("`forge start {}` starts it", record.name))
+        .fact(forge_driver::Fact::NotRunning(record.name.clone())));
     }
     Ok(format!("tcp://{}", record.endpoints()?.engine))
 }

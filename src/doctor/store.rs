@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Entry;
+use crate::store::not_foreign;
 
 /// What the finding about the folder itself is about.
 pub const FOLDER: &str = "folder";
@@ -55,6 +56,10 @@ fn folder(root: &Path) -> Entry {
         return Entry::new("store", FOLDER, false, format!("`{shown}` is not a folder"))
             .remedy("set FORGE_HOME to a folder of your own");
     }
+    if let Err(error) = not_foreign(root) {
+        let remedy = error.deepest_hint().unwrap_or_default().to_owned();
+        return Entry::new("store", FOLDER, false, error.message()).remedy(remedy);
+    }
     if is_open_to_others(root) {
         let mode = there.mode() & 0o777;
         return Entry::new(
@@ -68,12 +73,13 @@ fn folder(root: &Path) -> Entry {
     Entry::new("store", FOLDER, true, format!("`{shown}`, yours alone"))
 }
 
-/// The store is a folder of this user's, and others may enter it or look into it.
+/// The store is a folder of this user's and of forge's, and others may enter it or look into it.
 pub fn is_open_to_others(root: &Path) -> bool {
     fs::metadata(root).is_ok_and(|there| {
         there.is_dir()
             && there.uid() == rustix::process::geteuid().as_raw()
             && there.mode() & 0o077 != 0
+            && not_foreign(root).is_ok()
     })
 }
 

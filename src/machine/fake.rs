@@ -83,10 +83,7 @@ impl FakeAccess {
 
     /// Lets in only the key that the seed brought.
     fn authenticate(&self, record: &Record, root: &Path, address: SocketAddr) -> Result<()> {
-        let path = self
-            .store
-            .machine_dir(&record.name)
-            .join(&record.ssh.key);
+        let path = self.store.machine_dir(&record.name).join(&record.ssh.key);
         let key = russh::keys::load_secret_key(&path, None).or_fail(Kind::Io, || {
             format!("failed to read the SSH key of `{}`", record.name)
         })?;

@@ -168,6 +168,7 @@ impl Record {
         Self::find(store, name)?.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("machine `{name}` does not exist"))
                 .hint("`forge ls` shows the machines; `forge create` makes one")
+                .fact(forge_driver::Fact::NoMachine(name.to_owned()))
         })
     }
 

@@ -5,6 +5,7 @@
 //! store can move.
 
 pub mod addresses;
+mod foreign;
 pub mod lock;
 mod records;
 
@@ -86,13 +87,16 @@ impl Store {
     /// The store at `root` as it is, touching nothing; `None` when there is none yet.
     ///
     /// # Errors
-    /// When the folder belongs to another user, cannot be read, or was written by a newer forge.
+    /// When the folder belongs to another user, cannot be read, or was written by a newer forge; when docker-machine
+    /// keeps machines in it.
     pub fn existing(root: &Path) -> Result<Option<Self>> {
         if !root.exists() {
             return Ok(None);
         }
         own(root)?;
-        let Some(identity) = read_json::<Identity>(&root.join("store.json"))? else {
+        let identity = read_json::<Identity>(&root.join("store.json"))?;
+        foreign::refuse(root, identity.is_some())?;
+        let Some(identity) = identity else {
             return Ok(None);
         };
         Ok(Some(Self {
@@ -172,6 +176,14 @@ impl Store {
         names.sort_by_key(|name| natural(name));
         Ok(names)
     }
+}
+
+/// Refuses a folder in which docker-machine keeps machines.
+///
+/// # Errors
+/// [`Kind::Refused`] with the command that imports them.
+pub fn not_foreign(root: &Path) -> Result<()> {
+    foreign::refuse(root, root.join("store.json").exists())
 }
 
 /// Refuses a folder that belongs to another user, or that others may write into: what forge writes there

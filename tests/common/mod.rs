@@ -7,6 +7,7 @@ pub mod points;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -219,6 +220,21 @@ impl Run<'_> {
     /// Sets a variable.
     pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Started by this name, as by a link.
+    pub fn called(mut self, name: &str) -> Self {
+        self.command.arg0(name);
+        self
+    }
+
+    /// With this on standard input.
+    pub fn given(mut self, text: &str) -> Self {
+        let path = self.lab.folder().join("input");
+        fs::write(&path, text).expect("written");
+        let input = fs::File::open(path).expect("opened");
+        self.command.stdin(input);
         self
     }
 

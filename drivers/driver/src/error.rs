@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::instance::State;
+
 /// What went wrong, by meaning. Code branches on the kind, never on the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,6 +38,31 @@ pub enum Kind {
     Interrupted,
 }
 
+/// What an error is about, for whoever has words of its own for it. Typed, so that nobody reads a message to find out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// There is no store yet, and so there are no machines.
+    NothingYet,
+    /// There is no machine of this name.
+    NoMachine(String),
+    /// There is a machine of this name already.
+    Exists(String),
+    /// A machine cannot have the name that was given.
+    BadName,
+    /// A machine has to be named, and none was.
+    NoName,
+    /// One machine is meant, and these were named besides.
+    ExtraNames(Vec<String>),
+    /// A machine was named where none is meant.
+    NameGiven,
+    /// The machine of this name is not running.
+    NotRunning(String),
+    /// The machine of this name is in the state that it was to be brought to.
+    Already(String, State),
+    /// The variable MACHINE_DEBUG has this value, which is neither true nor false.
+    BadDebug(String),
+}
+
 /// An error that a person can act on.
 ///
 /// `message` says what failed and on what, in lower case and without a full stop; `source` says why;
@@ -45,6 +72,7 @@ pub struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    fact: Option<Fact>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -58,6 +86,7 @@ impl Error {
             kind,
             message: message.into(),
             hint: None,
+            fact: None,
             source: None,
         }
     }
@@ -76,6 +105,13 @@ impl Error {
         self
     }
 
+    /// Adds what it is about.
+    #[must_use]
+    pub fn fact(mut self, fact: Fact) -> Self {
+        self.fact = Some(fact);
+        self
+    }
+
     /// The same error as another kind, where it counts differently.
     #[must_use]
     pub fn of_kind(mut self, kind: Kind) -> Self {
@@ -90,6 +126,7 @@ impl Error {
             kind: self.kind,
             message: message.into(),
             hint: None,
+            fact: None,
             source: Some(Box::new(self)),
         }
     }
@@ -111,6 +148,15 @@ impl Error {
             .and_then(|source| source.downcast_ref::<Self>())
             .and_then(Self::deepest_hint)
             .or(self.hint.as_deref())
+    }
+
+    /// What it is about: the fact nearest to the root of the chain of forge errors.
+    pub fn deepest_fact(&self) -> Option<&Fact> {
+        self.source
+            .as_deref()
+            .and_then(|source| source.downcast_ref::<Self>())
+            .and_then(Self::deepest_fact)
+            .or(self.fact.as_ref())
     }
 
     /// The causes, nearest first, as text.
@@ -186,5 +232,14 @@ mod tests {
         let outer = inner.context("failed to save").hint("free some space");
         assert_eq!(outer.deepest_hint(), Some("free some space"));
         assert_eq!(outer.causes(), ["disk full"]);
+    }
+
+    #[test]
+    fn what_an_error_is_about_is_told_through_every_context() {
+        let fact = Fact::NoMachine("n1".to_owned());
+        let inner = Error::new(Kind::NotFound, "machine `n1` does not exist").fact(fact.clone());
+        let outer = inner.context("failed to start").context("failed");
+        assert_eq!(outer.deepest_fact(), Some(&fact));
+        assert_eq!(Error::new(Kind::Io, "disk full").deepest_fact(), None);
     }
 }

@@ -29,7 +29,7 @@ pub mod versioned;
 
 pub use claim::Claim;
 pub use driver::{Driver, DriverHome, Wants};
-pub use error::{Context, Error, Kind, Result};
+pub use error::{Context, Error, Fact, Kind, Result};
 pub use finding::Finding;
 pub use instance::{Artefact, Endpoints, Instance, Observation, Power, State};
 pub use spec::{

@@ -1,4 +1,6 @@
-//! The one file that names all drivers.
+//! Drivers, as the command line sees them: found, picked, opened, observed. [`all`] is the one list of them.
+
+mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -9,8 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use clap::{ArgMatches, Args, Command, FromArgMatches};
-use forge_driver::options::Origins;
+use clap::{ArgMatches, Command};
 use forge_driver::{
     Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
     Power, Result, Spec, Wants,
@@ -21,9 +22,12 @@ use serde_json::Value;
 
 use crate::event::Events;
 use crate::fault;
-use crate::machine::access::{Access, Network as NetworkAccess};
+use crate::machine::access::Access;
 use crate::machine::{Forge, Record};
 use crate::store::Store;
+
+pub use entries::all;
+use entries::options_lost;
 
 /// The hidden command that is the switch between machines; its argument is the folder of its sockets.
 pub const SWITCH_COMMAND: &str = "__switch";
@@ -52,6 +56,8 @@ pub struct Entry {
     pub about: &'static str,
     /// Adds its options to a command.
     pub augment: fn(Command) -> Command,
+    /// Changes the defaults of its options, on a command that has them, to those that docker-machine had.
+    pub as_docker_machine: fn(Command) -> Command,
     /// Resolves the options of a parsed command.
     pub resolve: fn(&ArgMatches) -> Result<Resolved>,
     /// The configuration when nothing was said.
@@ -71,139 +77,6 @@ pub struct Entry {
     pub findings: for<'a> fn(&'a Forge, &'a Value) -> BoxFuture<'a, Result<Vec<Finding>>>,
 }
 
-/// All drivers; the first is the default.
-pub fn all() -> &'static [Entry] {
-    &[
-        Entry {
-            id: "qemu",
-            about: "virtual machines run by QEMU itself: no daemon, no root",
-            augment: |command| forge_qemu::Options::augment_args(command),
-            resolve: |matches| {
-                let options =
-                    forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
-                let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
-                Ok((recorded(&config)?, texts(origins)))
-            },
-            default: || recorded(&forge_qemu::Config::default()),
-            network: |config| {
-                Ok(Some(
-                    understood::<forge_qemu::Config>("qemu", config)?.network_cidr,
-                ))
-            },
-            sites: |_| Ok(Vec::new()),
-            access: over_network,
-            open: |config, home| {
-                let config: forge_qemu::Config = understood("qemu", config)?;
-                Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
-            },
-            ready: forge_qemu::ready,
-            findings: |forge, config| {
-                Box::pin(async move {
-                    // The accelerator is tried with the kernel of a base image, when there is one.
-                    let images = forge.images();
-                    let kernel = images
-                        .list()
-                        .unwrap_or_default()
-                        .iter()
-                        .find_map(|image| images.base(image).kernel);
-                    let (config, home) = (understood("qemu", config)?, home(forge, "qemu")?);
-                    Ok(forge_qemu::findings(&config, &home, kernel.as_ref()).await)
-                })
-            },
-        },
-        Entry {
-            id: "libvirt",
-            about: "domains of libvirt, on this host or others, on networks that this host reaches directly",
-            augment: |command| forge_libvirt::Options::augment_args(command),
-            resolve: |matches| {
-                let options =
-                    forge_libvirt::Options::from_arg_matches(matches).map_err(options_lost)?;
-                let (config, origins) = forge_libvirt::Config::resolve(&options, Some(matches))?;
-                Ok((recorded(&config)?, texts(origins)))
-            },
-            default: || recorded(&forge_libvirt::Config::default()),
-            network: |config| Ok(understood::<forge_libvirt::Config>("libvirt", config)?.range()),
-            sites: |config| {
-                let config: forge_libvirt::Config = understood("libvirt", config)?;
-                let site = |config: &forge_libvirt::Config| {
-                    Ok(Site {
-                        at: config.uri.to_string(),
-                        network: config.range(),
-                        config: recorded(config)?,
-                        asked: config.of_a_named_network(),
-                    })
-                };
-                config.sites().iter().map(site).collect()
-            },
-            access: over_network,
-            open: |config, home| {
-                let config: forge_libvirt::Config = understood("libvirt", config)?;
-                Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
-            },
-            ready: forge_libvirt::ready,
-            findings: |forge, config| {
-                Box::pin(async move {
-                    let (config, home) = (understood("libvirt", config)?, home(forge, "libvirt")?);
-                    Ok(forge_libvirt::findings(&config, &home).await)
-                })
-            },
-        },
-        Entry {
-            id: "virtualbox",
-            about: "machines of VirtualBox, with NAT and an internal or a host-only network",
-            augment: |command| forge_virtualbox::Options::augment_args(command),
-            resolve: |matches| {
-                let options =
-                    forge_virtualbox::Options::from_arg_matches(matches).map_err(options_lost)?;
-                let (config, origins) = forge_virtualbox::Config::resolve(&options, Some(matches))?;
-                Ok((recorded(&config)?, texts(origins)))
-            },
-            default: || recorded(&forge_virtualbox::Config::default()),
-            network: |config| {
-                Ok(Some(
-                    understood::<forge_virtualbox::Config>("virtualbox", config)?.network_cidr(),
-                ))
-            },
-            sites: |_| Ok(Vec::new()),
-            access: over_network,
-            open: |config, home| {
-                let config: forge_virtualbox::Config = understood("virtualbox", config)?;
-                Ok(Arc::new(forge_virtualbox::VirtualBoxDriver::open(
-                    config, home,
-                )))
-            },
-            ready: forge_virtualbox::ready,
-            findings: |forge, config| {
-                Box::pin(async move {
-                    let (config, home) = (
-                        understood("virtualbox", config)?,
-                        home(forge, "virtualbox")?,
-                    );
-                    Ok(forge_virtualbox::findings(&config, &home).await)
-                })
-            },
-        },
-        #[cfg(feature = "lab")]
-        Entry {
-            id: "fake",
-            about: "folders that stand for machines, for tests of forge itself",
-            augment: |command| command,
-            resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
-            default: || Ok(serde_json::json!({})),
-            network: |_| Ok(None),
-            sites: |_| Ok(Vec::new()),
-            access: |store| {
-                Arc::new(crate::machine::fake::FakeAccess {
-                    store: store.clone(),
-                })
-            },
-            open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
-            ready: || Err("it is for tests of forge itself".to_owned()),
-            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
-        },
-    ]
-}
-
 /// The driver of this name.
 ///
 /// # Errors
@@ -219,14 +92,6 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     })
 }
 
-/// A command with the options of a driver, for one that goes by the name docker-machine.
-pub fn as_docker_machine(entry: &Entry, command: Command) -> Command {
-    match entry.id {
-        "virtualbox" => forge_virtualbox::as_docker_machine(command),
-        _ => command,
-    }
-}
-
 /// A driver that nobody named, and why it is the one.
 pub struct Pick {
     /// The driver.
@@ -235,9 +100,9 @@ pub struct Pick {
     pub why: String,
 }
 
-/// The driver for a command that names none: the one whose option the words hold, else the first that machines can be
-/// made with here.
-pub fn pick(words: &[OsString]) -> Pick {
+/// The driver for a command that names none: the one whose option the words hold, else `preferred` or the first that
+/// machines can be made with here.
+pub fn pick(words: &[OsString], preferred: Option<&str>) -> Pick {
     let options = words
         .iter()
         .map_while(|word| word.to_str().filter(|word| *word != "--"));
@@ -254,6 +119,13 @@ pub fn pick(words: &[OsString]) -> Pick {
                 why: format!("`{flag}` is its option"),
             };
         }
+    }
+    let preferred = all().iter().find(|entry| Some(entry.id) == preferred);
+    if let Some(entry) = preferred
+        && let Ok(why) = (entry.ready)()
+    {
+        let why = why.to_owned();
+        return Pick { entry, why };
     }
     best(all(), |entry| (entry.ready)())
 }
@@ -382,41 +254,6 @@ fn private(folder: &Path, me: u32) -> Result<()> {
     }
 }
 
-/// The way to machines that answer on the network.
-fn over_network(store: &Store) -> Arc<dyn Access> {
-    Arc::new(NetworkAccess {
-        store: store.clone(),
-    })
-}
-
-/// Where each value came from, as it is recorded.
-fn texts(origins: Origins) -> BTreeMap<String, String> {
-    origins
-        .into_iter()
-        .map(|(name, origin)| (name.to_owned(), format!("{origin:?}").to_lowercase()))
-        .collect()
-}
-
-fn options_lost(error: clap::Error) -> Error {
-    Error::new(Kind::Usage, "the options of the driver cannot be read").because(error)
-}
-
-fn recorded(config: &impl serde::Serialize) -> Result<Value> {
-    serde_json::to_value(config).map_err(|error| {
-        Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error)
-    })
-}
-
-fn understood<T: serde::de::DeserializeOwned>(id: &str, config: &Value) -> Result<T> {
-    serde_json::from_value(config.clone()).map_err(|error| {
-        Error::new(
-            Kind::Corrupt,
-            format!("the recorded configuration is not one of the driver `{id}`"),
-        )
-        .because(error)
-    })
-}
-
 /// A driver whose calls are seen.
 struct Observed {
     inner: Arc<dyn Driver>,
@@ -520,7 +357,7 @@ pub async fn findings(forge: &Forge, wished: &[&str]) -> Result<Vec<Found>> {
         .into_iter()
         .filter_map(|(_, record)| record.ok())
         .collect();
-    let taken = pick(&[]).entry;
+    let taken = pick(&[], None).entry;
     let asked = all().iter().map(|entry| examined(forge, entry, &records));
     let asked = join_all(asked).await;
     all()
@@ -613,10 +450,13 @@ mod tests {
     #[test]
     fn an_option_chooses_its_driver_and_says_so() {
         let words = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
-        let picked = pick(&words("forge create --virtualbox-memory=2048 n1"));
+        let picked = pick(
+            &words("forge create --virtualbox-memory=2048 n1"),
+            Some("qemu"),
+        );
         assert_eq!(picked.entry.id, "virtualbox");
         assert_eq!(picked.why, "`--virtualbox-memory` is its option");
-        let behind = pick(&words("forge create n1 -- --virtualbox-memory 1"));
+        let behind = pick(&words("forge create n1 -- --virtualbox-memory 1"), None);
         assert_eq!(behind.why, best(all(), |entry| (entry.ready)()).why);
     }
 

@@ -1,0 +1,427 @@
+//! The name that this program was started by. Under the name docker-machine, that of a link, it reads that program's
+//! command lines and answers in its words, so that scripts that were written for it go on. Only the command line knows.
+//!
+//! The words are those of docker-machine's sources: `commands/*.go`, `libmachine/libmachine.go`, `libmachine/host/host.go`,
+//! `libmachine/mcnerror/errors.go`. It logged to standard output, and errors to standard error.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::Path;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use forge_driver::{Error, Fact, Kind};
+
+use super::DEFAULT_MACHINE;
+
+/// The name that this program was started by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persona {
+    /// Its own, or any but the other one.
+    Forge,
+    /// That of a link, whose users expect what docker-machine did.
+    DockerMachine,
+}
+
+/// Its name.
+const NAME: &str = "docker-machine";
+
+/// Scripts ask for the docker-machine that they need at least; its last release has all they can ask for.
+const VERSION: &str = concat!("version 0.16.2, build forge-", env!("CARGO_PKG_VERSION"));
+
+/// The driver of a machine for which none is named, where it works.
+pub const DRIVER: &str = "virtualbox";
+
+impl Persona {
+    /// By the first word of a command line.
+    pub fn of(program: Option<&OsString>) -> Self {
+        let name = program.and_then(|program| Path::new(program).file_name());
+        match name.and_then(OsStr::to_str) {
+            Some("docker-machine" | "docker-machine.exe") => Self::DockerMachine,
+            _ => Self::Forge,
+        }
+    }
+
+    /// The whole command, as it goes by this name.
+    pub fn dress(self, command: Command) -> Command {
+        match self {
+            Self::Forge => command,
+            Self::DockerMachine => without_meaning(command)
+                .name(NAME)
+                .version(VERSION)
+                // That they are missing is told in words of its own.
+                .mut_subcommand("rm", |rm| {
+                    rm.mut_arg("names", |names| names.required(false))
+                }),
+        }
+    }
+
+    /// What the help of every command says of exit codes.
+    pub fn codes(self) -> &'static str {
+        match self {
+            Self::Forge => {
+                "Exit codes: 0 done, 1 failed, 2 wrong usage, or a plan that has changes (`cluster up --dry-run`), 3 a pre-check failed and nothing was touched, 130 interrupted; `forge ssh` ends with the code of the remote command."
+            }
+            Self::DockerMachine => {
+                "Exit codes: 0 done, or the answer to a question was not yes, 1 failed, 3 the pre-create check failed, 130 interrupted; `docker-machine ssh` ends with the code of the remote command."
+            }
+        }
+    }
+
+    /// Says on standard output what docker-machine said there, and forge does not.
+    pub fn say(self, text: &str) {
+        if self == Self::DockerMachine {
+            // Whoever reads it may have gone.
+            let _ = writeln!(std::io::stdout(), "{text}");
+        }
+    }
+
+    /// Asks whether these machines are to be removed, as docker-machine did: a line of any standard input is an answer, and
+    /// its end is a no. Nothing is asked where the user is `sure`.
+    pub fn may_remove(self, names: &[String], sure: bool) -> bool {
+        self.say(&format!("About to remove {}", names.join(", ")));
+        self.say("WARNING: This action will delete both local reference and remote instance.");
+        if sure {
+            return true;
+        }
+        let mut out = std::io::stdout();
+        let _ = write!(out, "Are you sure? (y/n): ").and_then(|()| out.flush());
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && yes(&answer)
+    }
+}
+
+/// One word that begins with a y.
+fn yes(answer: &str) -> bool {
+    let mut words = answer.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    words.next().is_none() && first.to_lowercase().starts_with('y')
+}
+
+/// Options that are taken and mean nothing here: crashes are reported nowhere, GitHub is not asked, and SSH is this
+/// program's own.
+fn without_meaning(command: Command) -> Command {
+    let token = |name: &'static str| Arg::new(name).long(name).value_name("TOKEN");
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    [
+        token("bugsnag-api-token"),
+        token("github-api-token"),
+        switch("native-ssh"),
+    ]
+    .into_iter()
+    .fold(command, |command, option| {
+        command.arg(option.global(true).hide(true))
+    })
+}
+
+/// What is printed when the work of `command` on a machine begins.
+pub fn begun(command: &str, machine: &str) -> Option<String> {
+    Some(match command {
+        "create" => "Creating machine...".to_owned(),
+        "start" => format!("Starting {machine:?}..."),
+        "stop" => format!("Stopping {machine:?}..."),
+        "kill" => format!("Killing {machine:?}..."),
+        "restart" => format!("Restarting {machine:?}..."),
+        _ => return None,
+    })
+}
+
+/// What is printed when the work of `command` on a machine is done and changed something.
+pub fn done(command: &str, machine: &str) -> Option<String> {
+    Some(match command {
+        "create" => "Docker is up and running!".to_owned(),
+        "start" => format!("Machine {machine:?} was started."),
+        "stop" => format!("Machine {machine:?} was stopped."),
+        "kill" => format!("Machine {machine:?} was killed."),
+        "rm" => format!("Successfully removed {machine}"),
+        _ => return None,
+    })
+}
+
+/// Whether docker-machine told how the work of `command` on a machine goes on.
+pub fn has_words(command: &str) -> bool {
+    begun(command, "").is_some() || done(command, "").is_some()
+}
+
+/// What is printed at the end of `command` when all went well.
+pub fn concluded(command: &str) -> Option<String> {
+    let past = match command {
+        "start" => "Started",
+        "restart" => "Restarted",
+        _ => return None,
+    };
+    Some(format!(
+        "{past} machines may have new IP addresses. You may need to re-run the `docker-machine env` command."
+    ))
+}
+
+/// What is printed after a machine was created.
+pub fn created(machine: &str) -> String {
+    let program = std::env::args_os().next().unwrap_or_else(|| NAME.into());
+    let program = program.to_string_lossy();
+    format!(
+        "To see how to connect your Docker Client to the Docker Engine running on this virtual machine, run: {program} env {machine}"
+    )
+}
+
+/// What is said of a command line that makes no sense; `None` for help and the version, which are no errors.
+pub fn refusal(error: &clap::Error, program: Option<&OsString>, command: &str) -> Option<String> {
+    let invalid = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => return None,
+        ErrorKind::InvalidSubcommand if command.is_empty() => {
+            if let Some(word) = invalid(ContextKind::InvalidSubcommand) {
+                let program =
+                    program.map_or_else(|| NAME.into(), |program| program.to_string_lossy());
+                return Some(format!(
+                    "{NAME}: '{word}' is not a {NAME} command. See '{program} --help'."
+                ));
+            }
+        }
+        ErrorKind::UnknownArgument if command == "env" => {
+            let word = invalid(ContextKind::InvalidArg);
+            if word.is_some_and(|word| !word.starts_with('-')) {
+                return Some("Error: Expected one machine name as an argument".to_owned());
+            }
+        }
+        _ => {}
+    }
+    Some(format!("Incorrect Usage.\n\n{}", error.render()))
+}
+
+/// A command line, as far as what is said of errors depends on it.
+#[derive(Debug)]
+pub struct Line {
+    command: String,
+    /// The machines that it names; `None` where a command is about other things.
+    names: Option<Vec<String>>,
+}
+
+impl Line {
+    /// By what the parser made of it.
+    pub fn of(matches: &ArgMatches) -> Self {
+        match matches.subcommand() {
+            Some((command, inner)) => Self {
+                command: command.to_owned(),
+                names: (!["cluster", "image", "doctor"].contains(&command)).then(|| {
+                    let names = ["names", "name"].map(|id| given(inner, id));
+                    names.concat()
+                }),
+            },
+            None => Self {
+                command: String::new(),
+                names: None,
+            },
+        }
+    }
+
+    /// An error, with a line end: in docker-machine's words where it had some, else on one line with what to try.
+    pub fn words(&self, error: &Error) -> String {
+        if let Some(words) = error.deepest_fact().and_then(|fact| self.fact(fact)) {
+            return format!("{words}\n");
+        }
+        let line = error.line();
+        let mut text = match (error.kind(), self.command.as_str()) {
+            (Kind::Precheck, _) => format!("Error with pre-create check: {line:?}\n"),
+            (Kind::Usage, "create") => {
+                format!("Error setting machine configuration from flags provided: {line}\n")
+            }
+            (_, "create") => format!("Error creating machine: {line}\n"),
+            _ => format!("{line}\n"),
+        };
+        if let Some(hint) = error.deepest_hint() {
+            text.push_str(&format!("hint: {hint}\n"));
+        }
+        text
+    }
+
+    /// The exit code for an error of this kind.
+    pub fn code(kind: Kind) -> u8 {
+        match kind {
+            Kind::Precheck => 3,
+            Kind::Interrupted => 130,
+            _ => 1,
+        }
+    }
+
+    fn fact(&self, fact: &Fact) -> Option<String> {
+        let command = self.command.as_str();
+        Some(match fact {
+            Fact::NothingYet => {
+                let names = self.names.as_deref()?;
+                if names.is_empty() {
+                    no_default()
+                } else {
+                    let all: Vec<String> = names.iter().map(|name| self.missing(name)).collect();
+                    all.join("\n")
+                }
+            }
+            Fact::NoMachine(name) if name == DEFAULT_MACHINE && self.names_none() => no_default(),
+            Fact::NoMachine(name) => self.missing(name),
+            Fact::Exists(name) => format!("Docker machine {name:?} already exists"),
+            Fact::BadName => "Error creating machine: Invalid hostname specified. Allowed hostname chars are: 0-9a-zA-Z . -".to_owned(),
+            Fact::NoName if command == "create" => "Error: No machine name specified".to_owned(),
+            Fact::NoName => {
+                "Error: Expected to get one or more machine names as arguments".to_owned()
+            }
+            Fact::ExtraNames(names) => format!(
+                "Invalid command line. Found extra arguments [{}]",
+                names.join(" ")
+            ),
+            Fact::NameGiven => {
+                "Error: Expected no machine name when the -u flag is present".to_owned()
+            }
+            Fact::NotRunning(name) => match command {
+                "ssh" => format!("Error: Cannot run SSH command: Host {name:?} is not running"),
+                "env" => "Error checking TLS connection: Host is not running".to_owned(),
+                _ => "Host is not running".to_owned(),
+            },
+            Fact::Already(name, state) => {
+                let state = state.to_string().to_lowercase();
+                format!("Machine {name:?} is already {state}.")
+            }
+            Fact::BadDebug(value) => format!(
+                "Error parsing boolean value from MACHINE_DEBUG: strconv.ParseBool: parsing {value:?}: invalid syntax"
+            ),
+        })
+    }
+
+    fn names_none(&self) -> bool {
+        self.names.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    fn missing(&self, name: &str) -> String {
+        let words = format!(
+            "Docker machine {name:?} does not exist. Use \"docker-machine ls\" to list machines. Use \"docker-machine create\" to add a new one."
+        );
+        if self.command == "rm" {
+            format!("Error removing host {name:?}: {words}")
+        } else {
+            words
+        }
+    }
+}
+
+fn no_default() -> String {
+    format!("Error: No machine name(s) specified and no {DEFAULT_MACHINE:?} machine exists")
+}
+
+/// The words that were given for an argument of the command, where it has it.
+fn given(matches: &ArgMatches, id: &str) -> Vec<String> {
+    let said = matches!(matches.try_contains_id(id), Ok(true))
+        && matches.value_source(id) == Some(ValueSource::CommandLine);
+    if !said {
+        return Vec::new();
+    }
+    match matches.try_get_many::<String>(id) {
+        Ok(Some(words)) => words.cloned().collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forge_driver::State;
+
+    fn line(command: &str, names: &[&str]) -> Line {
+        Line {
+            command: command.to_owned(),
+            names: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+        }
+    }
+
+    fn said(line: &Line, fact: Fact) -> String {
+        line.words(&Error::new(Kind::Failed, "x").fact(fact).context("y"))
+    }
+
+    #[test]
+    fn the_name_is_that_of_the_program_and_not_of_its_folder() {
+        let of = |program: &str| Persona::of(Some(&program.into()));
+        for program in [
+            "docker-machine",
+            "./docker-machine",
+            "/usr/bin/docker-machine",
+            "docker-machine.exe",
+        ] {
+            assert_eq!(of(program), Persona::DockerMachine, "{program}");
+        }
+        for program in ["forge", "/opt/docker-machine/forge", "docker-machine2", ""] {
+            assert_eq!(of(program), Persona::Forge, "{program}");
+        }
+        assert_eq!(Persona::of(None), Persona::Forge);
+    }
+
+    #[test]
+    fn a_yes_is_one_word_that_begins_with_it() {
+        for answer in ["y\n", "Y", "yes\n", " yup \n"] {
+            assert!(yes(answer), "{answer:?}");
+        }
+        for answer in ["", "\n", "n\n", "no", "oh yes", "y n\n"] {
+            assert!(!yes(answer), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn facts_are_told_to_the_letter() {
+        let missing = "Docker machine \"n1\" does not exist. Use \"docker-machine ls\" to list machines. Use \"docker-machine create\" to add a new one.\n";
+        let gone = || Fact::NoMachine("n1".to_owned());
+        assert_eq!(said(&line("ip", &["n1"]), gone()), missing);
+        assert_eq!(
+            said(&line("rm", &["n1"]), gone()),
+            format!("Error removing host \"n1\": {missing}")
+        );
+        let no_default = "Error: No machine name(s) specified and no \"default\" machine exists\n";
+        let default = || Fact::NoMachine("default".to_owned());
+        assert_eq!(said(&line("ip", &[]), default()), no_default);
+        assert_eq!(
+            said(&line("ip", &["default"]), default()),
+            missing.replace("n1", "default")
+        );
+        assert_eq!(said(&line("ip", &[]), Fact::NothingYet), no_default);
+        assert_eq!(said(&line("ip", &["n1"]), Fact::NothingYet), missing);
+        assert_eq!(
+            said(
+                &line("start", &["n1"]),
+                Fact::Already("n1".to_owned(), State::Running)
+            ),
+            "Machine \"n1\" is already running.\n"
+        );
+    }
+
+    #[test]
+    fn an_error_without_words_of_its_own_is_one_line_and_what_to_try() {
+        let error = |kind| {
+            Error::new(kind, "there is no `kvm`")
+                .context("failed")
+                .hint("load it")
+        };
+        assert_eq!(
+            line("create", &["n1"]).words(&error(Kind::Precheck)),
+            "Error with pre-create check: \"failed: there is no `kvm`\"\nhint: load it\n"
+        );
+        assert_eq!(
+            line("start", &["n1"]).words(&error(Kind::Io)),
+            "failed: there is no `kvm`\nhint: load it\n"
+        );
+        let about_clusters = Line {
+            command: "cluster".to_owned(),
+            names: None,
+        };
+        assert_eq!(said(&about_clusters, Fact::NothingYet), "y: x\n");
+    }
+
+    #[test]
+    fn codes_are_those_of_docker_machine() {
+        assert_eq!(Line::code(Kind::Precheck), 3);
+        assert_eq!(Line::code(Kind::Usage), 1);
+        assert_eq!(Line::code(Kind::NotFound), 1);
+    }
+}

@@ -1,0 +1,186 @@
+//! The one list of all drivers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use clap::{Args, FromArgMatches};
+use forge_driver::options::Origins;
+use forge_driver::{Error, Kind, Result};
+use serde_json::Value;
+
+use super::{Entry, Site, home};
+use crate::machine::access::{Access, Network as NetworkAccess};
+use crate::store::Store;
+
+/// All drivers; the first is the default.
+pub fn all() -> &'static [Entry] {
+    &[
+        Entry {
+            id: "qemu",
+            about: "virtual machines run by QEMU itself: no daemon, no root",
+            augment: |command| forge_qemu::Options::augment_args(command),
+            as_docker_machine: |command| command,
+            resolve: |matches| {
+                let options =
+                    forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || recorded(&forge_qemu::Config::default()),
+            network: |config| {
+                Ok(Some(
+                    understood::<forge_qemu::Config>("qemu", config)?.network_cidr,
+                ))
+            },
+            sites: |_| Ok(Vec::new()),
+            access: over_network,
+            open: |config, home| {
+                let config: forge_qemu::Config = understood("qemu", config)?;
+                Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
+            },
+            ready: forge_qemu::ready,
+            findings: |forge, config| {
+                Box::pin(async move {
+                    // The accelerator is tried with the kernel of a base image, when there is one.
+                    let images = forge.images();
+                    let kernel = images
+                        .list()
+                        .unwrap_or_default()
+                        .iter()
+                        .find_map(|image| images.base(image).kernel);
+                    let (config, home) = (understood("qemu", config)?, home(forge, "qemu")?);
+                    Ok(forge_qemu::findings(&config, &home, kernel.as_ref()).await)
+                })
+            },
+        },
+        Entry {
+            id: "libvirt",
+            about: "domains of libvirt, on this host or others, on networks that this host reaches directly",
+            augment: |command| forge_libvirt::Options::augment_args(command),
+            as_docker_machine: |command| command,
+            resolve: |matches| {
+                let options =
+                    forge_libvirt::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_libvirt::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || recorded(&forge_libvirt::Config::default()),
+            network: |config| Ok(understood::<forge_libvirt::Config>("libvirt", config)?.range()),
+            sites: |config| {
+                let config: forge_libvirt::Config = understood("libvirt", config)?;
+                let site = |config: &forge_libvirt::Config| {
+                    Ok(Site {
+                        at: config.uri.to_string(),
+                        network: config.range(),
+                        config: recorded(config)?,
+                        asked: config.of_a_named_network(),
+                    })
+                };
+                config.sites().iter().map(site).collect()
+            },
+            access: over_network,
+            open: |config, home| {
+                let config: forge_libvirt::Config = understood("libvirt", config)?;
+                Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
+            },
+            ready: forge_libvirt::ready,
+            findings: |forge, config| {
+                Box::pin(async move {
+                    let (config, home) = (understood("libvirt", config)?, home(forge, "libvirt")?);
+                    Ok(forge_libvirt::findings(&config, &home).await)
+                })
+            },
+        },
+        Entry {
+            id: "virtualbox",
+            about: "machines of VirtualBox, with NAT and an internal or a host-only network",
+            augment: |command| forge_virtualbox::Options::augment_args(command),
+            as_docker_machine: forge_virtualbox::as_docker_machine,
+            resolve: |matches| {
+                let options =
+                    forge_virtualbox::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_virtualbox::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || recorded(&forge_virtualbox::Config::default()),
+            network: |config| {
+                Ok(Some(
+                    understood::<forge_virtualbox::Config>("virtualbox", config)?.network_cidr(),
+                ))
+            },
+            sites: |_| Ok(Vec::new()),
+            access: over_network,
+            open: |config, home| {
+                let config: forge_virtualbox::Config = understood("virtualbox", config)?;
+                Ok(Arc::new(forge_virtualbox::VirtualBoxDriver::open(
+                    config, home,
+                )))
+            },
+            ready: forge_virtualbox::ready,
+            findings: |forge, config| {
+                Box::pin(async move {
+                    let (config, home) = (
+                        understood("virtualbox", config)?,
+                        home(forge, "virtualbox")?,
+                    );
+                    Ok(forge_virtualbox::findings(&config, &home).await)
+                })
+            },
+        },
+        #[cfg(feature = "lab")]
+        Entry {
+            id: "fake",
+            about: "folders that stand for machines, for tests of forge itself",
+            augment: |command| command,
+            as_docker_machine: |command| command,
+            resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
+            default: || Ok(serde_json::json!({})),
+            network: |_| Ok(None),
+            sites: |_| Ok(Vec::new()),
+            access: |store| {
+                Arc::new(crate::machine::fake::FakeAccess {
+                    store: store.clone(),
+                })
+            },
+            open: |_, home| Ok(Arc::new(forge_driver::fake::FakeDriver::open(home)?)),
+            ready: || Err("it is for tests of forge itself".to_owned()),
+            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
+        },
+    ]
+}
+
+/// The way to machines that answer on the network.
+fn over_network(store: &Store) -> Arc<dyn Access> {
+    Arc::new(NetworkAccess {
+        store: store.clone(),
+    })
+}
+
+/// Where each value came from, as it is recorded.
+fn texts(origins: Origins) -> BTreeMap<String, String> {
+    origins
+        .into_iter()
+        .map(|(name, origin)| (name.to_owned(), format!("{origin:?}").to_lowercase()))
+        .collect()
+}
+
+/// That the options of a driver, which were parsed, cannot be read.
+pub(super) fn options_lost(error: clap::Error) -> Error {
+    Error::new(Kind::Usage, "the options of the driver cannot be read").because(error)
+}
+
+fn recorded(config: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(config).map_err(|error| {
+        Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error)
+    })
+}
+
+fn understood<T: serde::de::DeserializeOwned>(id: &str, config: &Value) -> Result<T> {
+    serde_json::from_value(config.clone()).map_err(|error| {
+        Error::new(
+            Kind::Corrupt,
+            format!("the recorded configuration is not one of the driver `{id}`"),
+        )
+        .because(error)
+    })
+}
