@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::ca::Authority;
 use crate::http::{self, Question, Stream};
+use crate::secret::Secret;
 
 /// What an engine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,18 +40,53 @@ pub fn server_name(machine: &str, address: IpAddr) -> String {
     }
 }
 
-/// Asks the engine behind `stream` for its version, proving both sides by certificates.
+/// Whom a client trusts and what it shows, made once for any number of connections.
+#[derive(Clone)]
+pub struct Trust(Arc<ClientConfig>);
+
+impl Trust {
+    /// Trusts what this CA signed, and shows this pair; all of them PEM.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when one of them is not what it should be.
+    pub fn new(ca: &str, client: &str, client_key: &Secret) -> Result<Self> {
+        client_config(ca, client, client_key).map(|config| Self(Arc::new(config)))
+    }
+
+    /// The store's own.
+    ///
+    /// # Errors
+    /// As [`Trust::new`].
+    pub fn of(authority: &Authority) -> Result<Self> {
+        Self::new(&authority.ca, &authority.client, &authority.client_key)
+    }
+}
+
+/// Asks the engine behind `stream` for its version, proving both sides by certificates of the store.
 ///
 /// # Errors
-/// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
-/// for an answer that is not an engine's.
+/// As [`version_trusting`].
 pub async fn version(
     stream: impl Stream + 'static,
     name: &str,
     authority: &Authority,
     deadline: Duration,
 ) -> Result<Version> {
-    match timeout(deadline, ask(stream, name, authority)).await {
+    version_trusting(stream, name, &Trust::of(authority)?, deadline).await
+}
+
+/// Asks the engine behind `stream` for its version, proving both sides by certificates.
+///
+/// # Errors
+/// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
+/// for an answer that is not an engine's.
+pub async fn version_trusting(
+    stream: impl Stream + 'static,
+    name: &str,
+    trust: &Trust,
+    deadline: Duration,
+) -> Result<Version> {
+    match timeout(deadline, ask(stream, name, trust)).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
             Kind::Timeout,
@@ -62,8 +98,8 @@ pub async fn version(
     }
 }
 
-async fn ask(stream: impl Stream + 'static, name: &str, authority: &Authority) -> Result<Version> {
-    let connector = TlsConnector::from(Arc::new(client_config(authority)?));
+async fn ask(stream: impl Stream + 'static, name: &str, trust: &Trust) -> Result<Version> {
+    let connector = TlsConnector::from(Arc::clone(&trust.0));
     let server = ServerName::try_from(name.to_owned()).or_fail(Kind::Invalid, || {
         format!("`{name}` cannot be checked in a certificate")
     })?;
@@ -89,17 +125,17 @@ async fn ask(stream: impl Stream + 'static, name: &str, authority: &Authority) -
     serde_json::from_slice(&answer.body).map_err(|error| strange(error.to_string()))
 }
 
-fn client_config(authority: &Authority) -> Result<ClientConfig> {
+fn client_config(ca: &str, client: &str, client_key: &Secret) -> Result<ClientConfig> {
     let broken = |what: &str| format!("a {what} of the store is damaged");
     let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(authority.ca.as_bytes())
+    let ca = CertificateDer::from_pem_slice(ca.as_bytes())
         .or_fail(Kind::Corrupt, || broken("CA certificate"))?;
     roots
         .add(ca)
         .or_fail(Kind::Corrupt, || broken("CA certificate"))?;
-    let client = CertificateDer::from_pem_slice(authority.client.as_bytes())
+    let client = CertificateDer::from_pem_slice(client.as_bytes())
         .or_fail(Kind::Corrupt, || broken("client certificate"))?;
-    let key = PrivateKeyDer::from_pem_slice(authority.client_key.expose().as_bytes())
+    let key = PrivateKeyDer::from_pem_slice(client_key.expose().as_bytes())
         .or_fail(Kind::Corrupt, || broken("client key"))?;
     ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -201,7 +201,7 @@ fn without_a_store_there_are_no_machines_and_none_is_made() {
     }
     lab.forge("ls").says(
         0,
-        "NAME   ACTIVE   DRIVER   STATE   URL   CLUSTER   ERRORS\n",
+        "NAME   ACTIVE   DRIVER   STATE   URL   CLUSTER   DOCKER   ERRORS\n",
         "",
     );
     lab.forge("ls -q").says(0, "", "");
@@ -300,20 +300,19 @@ fn lists_have_a_table_names_and_json() {
     let at = |name: &str| format!("tcp://{}:2376", lab.address(name));
     lab.forge("ls -q").says(0, "n1\nn2\nn10\n", "");
     let width = at("n1").len().max(at("n10").len());
-    let row = |name: &str, state: &str, url: &str| {
-        format!("{name:<4}   -        fake     {state:<7}   {url:<width$}")
-            .trim_end()
-            .to_owned()
+    let row = |name: &str, state: &str, url: &str, engine: &str| {
+        let line = format!("{name:<4}   -        fake     {state:<7}   {url:<width$}   ");
+        format!("{line}          {engine}").trim_end().to_owned()
     };
     let heading = format!(
-        "NAME   ACTIVE   DRIVER   STATE     {:<width$}   CLUSTER   ERRORS\n",
+        "NAME   ACTIVE   DRIVER   STATE     {:<width$}   CLUSTER   DOCKER   ERRORS\n",
         "URL"
     );
     let table = format!(
         "{heading}{}\n{}\n{}\n",
-        row("n1", "Running", &at("n1")),
-        row("n2", "Stopped", ""),
-        row("n10", "Running", &at("n10")),
+        row("n1", "Running", &at("n1"), "v0.0.0"),
+        row("n2", "Stopped", "", ""),
+        row("n10", "Running", &at("n10"), "v0.0.0"),
     );
     lab.forge("ls").says(0, &table, "");
     let active = lab
@@ -324,7 +323,7 @@ fn lists_have_a_table_names_and_json() {
     assert_eq!(
         active[0],
         serde_json::json!({"name": "n1", "driver": "fake", "state": "Running", "stage": "ready", "url": at("n1"),
-            "ip": lab.address("n1"), "active": false, "member": null, "error": ""})
+            "ip": lab.address("n1"), "active": false, "member": null, "engine": "0.0.0", "error": ""})
     );
     assert_eq!(
         (&active[1]["state"], &active[1]["url"]),

@@ -1,191 +1,482 @@
 //! `forge ls`
 
-use std::collections::BTreeMap;
+mod filter;
+
 use std::time::Duration;
 
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
+use forge::machine::companions::Config;
+use forge::machine::survey::{Condition, Depth, Heard, names, survey};
 use forge::machine::{Forge, Record, Stage};
-use forge::registry;
-use forge_driver::{Claim, Kind, Result, State};
-use serde_json::json;
-use tokio::time::timeout;
+use forge::place::Role;
+use forge::store::Store;
+use forge_driver::{Context, Error, Kind, Result, State};
+use serde_json::{Value, json};
 
+use super::format::Layout;
+use super::persona::Persona;
 use super::table::table;
 use super::{Outcome, Session};
+use filter::{Facts, Filters};
 
 /// List machines
 #[derive(Args)]
 pub struct Ls {
-    /// Print names only; no provider is asked
+    /// Print names only; no provider is asked, unless to filter by state
     #[arg(short, long)]
     quiet: bool,
+    /// Only machines that fit: driver=NAME, state=STATE, name=REGEX, label=KEY=VALUE, swarm=CLUSTER; of several of
+    /// one key one has to fit
+    #[arg(long = "filter", value_name = "KEY=VALUE")]
+    filters: Vec<String>,
+    /// Print each machine by a Go template: {{.Name}} {{.State}} …; `table ` before it adds headings
+    #[arg(short, long, value_name = "TEMPLATE")]
+    format: Option<String>,
+    /// Wait so long for a machine; all are asked at the same time
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = WAIT, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    // Stands in for the option of all commands, which bounds each wait, too.
+    timeout: u64,
 }
 
-/// A provider that does not answer within this time does not hold the list up.
-const PROVIDER_WAIT: Duration = Duration::from_secs(20);
+/// A machine that does not answer within so many seconds is passed over.
+const WAIT: u64 = 10;
+
+const HEADINGS: [&str; 8] = [
+    "NAME", "ACTIVE", "DRIVER", "STATE", "URL", "CLUSTER", "DOCKER", "ERRORS",
+];
+
+/// The table of docker-machine (`commands/ls.go`, `lsDefaultFormat`).
+const DOCKER_MACHINE: &str = "table {{.Name}}\t{{.Active}}\t{{.DriverName}}\t{{.State}}\t{{.URL}}\t{{.Swarm}}\t{{.DockerVersion}}\t{{.Error}}";
+
+/// What templates can show that only providers tell …
+const OF_STATES: [&str; 6] = [
+    "Active",
+    "ActiveHost",
+    "State",
+    "URL",
+    "Error",
+    "ResponseTime",
+];
+/// … and what engines do.
+const OF_ENGINES: [&str; 3] = ["DockerVersion", "Error", "ResponseTime"];
 
 /// One machine of the list.
 struct Row {
     name: String,
-    record: Result<Record>,
-    state: String,
-    /// Why its provider could say nothing of it.
-    unknown: Option<String>,
+    /// With what was heard of it.
+    found: Result<(Record, Heard)>,
+    /// What docker-machine kept of it as `HostOptions`.
+    options: Value,
+    columns: Persona,
 }
 
 impl Ls {
     /// Prints the list.
-    pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let Some(store) = session.existing()? else {
-            if session.json() {
-                println!("[]");
-            } else if !self.quiet {
-                print!("{}", table(&HEADINGS, &[]));
-            }
-            return Ok(Outcome::Done);
-        };
-        let records = Record::all(&store)?;
-        if self.quiet {
-            for (name, _) in records {
-                println!("{name}");
-            }
+    pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
+        let columns = session.persona();
+        let filters = Filters::parse(&self.filters)?;
+        let standard = (columns == Persona::DockerMachine).then_some(DOCKER_MACHINE);
+        let layout = self.format.as_deref().or(standard).map(Layout::parse);
+        let layout = layout.transpose()?;
+        let store = session.existing()?;
+        if self.quiet && filters.by_name_alone() {
+            let mut names = store.as_ref().map_or(Ok(Vec::new()), names)?;
+            names.retain(|name| filters.take_name(name));
+            print!("{}", lines(&names));
             return Ok(Outcome::Done);
         }
-        let forge = session.forge(store, forge::event::Events::silent());
-        let rows = rows(&forge, records).await;
-        if session.json() {
-            let list: Vec<_> = rows.iter().map(as_json).collect();
-            println!("{}", serde_json::Value::Array(list));
+        let depth = if self.quiet {
+            Depth::Records
         } else {
-            let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+            depth(session.json(), layout.as_ref())
+        };
+        let depth = depth.max(if filters.by_state() {
+            Depth::States
+        } else {
+            Depth::Records
+        });
+        let rows = match store {
+            Some(store) => {
+                let forge = session.forge(store, forge::event::Events::silent());
+                rows(&forge, &filters, depth, self.patience(matches), columns).await?
+            }
+            None => Vec::new(),
+        };
+        if self.quiet {
+            let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
+            print!("{}", lines(&names));
+        } else if session.json() {
+            println!("{}", Value::Array(rows.iter().map(Row::json).collect()));
+        } else if let Some(layout) = layout {
+            let rows: Vec<Value> = rows.iter().map(Row::fields).collect();
+            print!("{}", layout.render(&headings(), &rows)?);
+        } else {
+            let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
             print!("{}", table(&HEADINGS, &cells));
         }
         Ok(Outcome::Done)
     }
+
+    /// What the line says; a variable that bounds the waits of all commands does not count here, where many machines
+    /// may be silent.
+    fn patience(&self, matches: &ArgMatches) -> Duration {
+        let said = matches.value_source("timeout") == Some(ValueSource::CommandLine);
+        Duration::from_secs(if said { self.timeout } else { WAIT })
+    }
 }
 
-const HEADINGS: [&str; 7] = [
-    "NAME", "ACTIVE", "DRIVER", "STATE", "URL", "CLUSTER", "ERRORS",
-];
+/// One a line.
+fn lines(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name}\n")).collect()
+}
 
-/// Asks each driver once for all of its machines.
-async fn rows(forge: &Forge, records: Vec<(String, Result<Record>)>) -> Vec<Row> {
-    let mut by_driver: BTreeMap<String, Vec<(Claim, serde_json::Value)>> = BTreeMap::new();
-    for (_, record) in &records {
-        if let Ok(record) = record {
-            by_driver
-                .entry(record.driver.clone())
-                .or_default()
-                .push((record.claim, record.config.clone()));
-        }
-    }
-    let mut states: BTreeMap<Claim, (String, Option<String>)> = BTreeMap::new();
-    for (id, machines) in by_driver {
-        let claims: Vec<Claim> = machines.iter().map(|(claim, _)| *claim).collect();
-        let answer = async {
-            let driver = registry::open(forge, &id, &machines[0].1)?;
-            driver.observe(&claims).await
-        };
-        match timeout(PROVIDER_WAIT, answer).await {
-            Ok(Ok(seen)) => states.extend(
-                seen.into_iter()
-                    .map(|seen| (seen.claim, (seen.state.to_string(), seen.trouble))),
-            ),
-            Ok(Err(error)) => states.extend(
-                claims
-                    .iter()
-                    .map(|claim| (*claim, ("Error".to_owned(), Some(error.line())))),
-            ),
-            Err(_) => states.extend(
-                claims
-                    .iter()
-                    .map(|claim| (*claim, ("Timeout".to_owned(), None))),
-            ),
-        }
-    }
-    records
-        .into_iter()
-        .map(|(name, record)| {
-            let seen = record
-                .as_ref()
-                .ok()
-                .and_then(|record| states.get(&record.claim).cloned());
-            let (state, unknown) = seen.unwrap_or_else(|| ("Unknown".to_owned(), None));
-            Row {
-                name,
-                record,
-                state,
-                unknown,
+/// How far has to be asked for what is shown.
+fn depth(json: bool, layout: Option<&Layout>) -> Depth {
+    match layout {
+        Some(layout) if !json => {
+            if layout.shows(&OF_ENGINES) {
+                Depth::Engines
+            } else if layout.shows(&OF_STATES) {
+                Depth::States
+            } else {
+                Depth::Records
             }
-        })
-        .collect()
-}
-
-/// What keeps a machine from being used, in a few words.
-fn trouble(row: &Row) -> String {
-    match &row.record {
-        Err(error) if error.kind() == Kind::Newer => "made by a newer forge".to_owned(),
-        Err(error) => error.message().to_owned(),
-        Ok(record) if record.leaving => {
-            format!("being removed: `forge rm {}` goes on", record.name)
         }
-        Ok(record) if record.stage != Stage::Ready => match &record.member {
-            Some(member) => format!(
-                "{}: `forge cluster up {}` goes on",
-                record.stage, member.cluster
-            ),
-            None => format!("{}: `forge create {}` goes on", record.stage, record.name),
-        },
-        Ok(_) if row.unknown.is_some() => row.unknown.clone().unwrap_or_default(),
-        Ok(_) if row.state == State::Absent.to_string() => "the virtual machine is gone".to_owned(),
-        Ok(_) => String::new(),
+        _ => Depth::Engines,
     }
 }
 
-fn url(row: &Row) -> String {
-    row.record
-        .as_ref()
-        .ok()
-        .filter(|record| record.stage == Stage::Ready && row.state == "Running")
-        .and_then(|record| record.endpoints().ok())
-        .map(|endpoints| format!("tcp://{}", endpoints.engine))
-        .unwrap_or_default()
+/// The machines that the filters let through, in order.
+async fn rows(
+    forge: &Forge,
+    filters: &Filters,
+    depth: Depth,
+    patience: Duration,
+    columns: Persona,
+) -> Result<Vec<Row>> {
+    let mut order: Vec<(String, Option<Error>)> = Vec::new();
+    let mut asked = Vec::new();
+    for (name, record) in listed(&forge.store, filters)? {
+        match record {
+            Ok(record) => {
+                asked.push(record);
+                order.push((name, None));
+            }
+            Err(error) => order.push((name, Some(error))),
+        }
+    }
+    let heard = survey(forge, &mut asked, depth, patience).await;
+    let mut answers = asked.into_iter().zip(heard);
+    let mut rows = Vec::with_capacity(order.len());
+    for (name, damage) in order {
+        let found = match damage {
+            Some(error) => Err(error),
+            None => match answers.next() {
+                Some(answer) => Ok(answer),
+                None => break,
+            },
+        };
+        let options = match &found {
+            Ok((record, _)) => options(record, &forge.store)?,
+            Err(_) => Value::Null,
+        };
+        rows.push(Row {
+            name,
+            found,
+            options,
+            columns,
+        });
+    }
+    rows.retain(|row| filters.take_state(&row.state()));
+    Ok(rows)
 }
 
-fn active(row: &Row) -> bool {
-    let url = url(row);
-    !url.is_empty() && std::env::var("DOCKER_HOST").is_ok_and(|host| host == url)
+/// The records that are let through; one that cannot be read has no driver, no label and no swarm.
+fn listed(store: &Store, filters: &Filters) -> Result<Vec<(String, Result<Record>)>> {
+    let mut records = Record::all(store)?;
+    records.retain(|(name, record)| {
+        let record = record.as_ref().ok();
+        filters.take_name(name)
+            && filters.take_facts(&Facts {
+                driver: record.map_or("", |record| record.driver.as_str()),
+                labels: labels(record),
+                swarm: record
+                    .and_then(|record| record.member.as_ref())
+                    .map(|member| member.cluster.as_str()),
+            })
+    });
+    Ok(records)
 }
 
-fn cells(row: &Row) -> Vec<String> {
-    let record = row.record.as_ref().ok();
-    vec![
-        row.name.clone(),
-        if active(row) { "*" } else { "-" }.to_owned(),
-        record
-            .map(|record| record.driver.clone())
-            .unwrap_or_default(),
-        row.state.clone(),
-        url(row),
-        record
+/// The labels that an engine was given when it was made.
+fn labels(record: Option<&Record>) -> &[String] {
+    record.map_or(&[], |record| record.engine.labels.as_slice())
+}
+
+fn options(record: &Record, store: &Store) -> Result<Value> {
+    let mut config = serde_json::to_value(Config::of(record, store))
+        .or_fail(Kind::Invalid, || {
+            format!("the record of `{}` cannot be printed", record.name)
+        })?;
+    Ok(config["HostOptions"].take())
+}
+
+impl Row {
+    fn record(&self) -> Option<&Record> {
+        self.found.as_ref().ok().map(|(record, _)| record)
+    }
+
+    fn heard(&self) -> Option<&Heard> {
+        self.found.as_ref().ok().map(|(_, heard)| heard)
+    }
+
+    fn runs(&self) -> bool {
+        self.heard()
+            .is_some_and(|heard| heard.condition == Condition::Told(State::Running))
+            && !self.given_up()
+    }
+
+    /// docker-machine gave up a machine as a whole whose engine did not answer in time.
+    fn given_up(&self) -> bool {
+        self.columns == Persona::DockerMachine && self.heard().is_some_and(|heard| heard.late)
+    }
+
+    fn state(&self) -> String {
+        let gone = [Condition::Told(State::Absent), Condition::Unknown];
+        match self.heard() {
+            None => State::Error.to_string(),
+            Some(_) if self.given_up() => Condition::Timeout.to_string(),
+            // It had no word for these.
+            Some(heard)
+                if self.columns == Persona::DockerMachine && gone.contains(&heard.condition) =>
+            {
+                State::Error.to_string()
+            }
+            Some(heard) => heard.condition.to_string(),
+        }
+    }
+
+    fn driver(&self) -> &str {
+        self.record()
+            .map_or("not found", |record| record.driver.as_str())
+    }
+
+    fn url(&self) -> String {
+        self.record()
+            .filter(|record| record.stage == Stage::Ready && self.runs())
+            .and_then(|record| record.endpoints().ok())
+            .map(|endpoints| format!("tcp://{}", endpoints.engine))
+            .unwrap_or_default()
+    }
+
+    fn active(&self) -> bool {
+        let url = self.url();
+        !url.is_empty() && std::env::var("DOCKER_HOST").is_ok_and(|host| host == url)
+    }
+
+    /// The engine's version. docker-machine had a word for every machine that it did not give up.
+    fn docker(&self) -> String {
+        let Some(heard) = self.heard() else {
+            return String::new();
+        };
+        let unknown = match self.columns {
+            Persona::Forge => self.runs(),
+            Persona::DockerMachine => heard.condition != Condition::Timeout && !self.given_up(),
+        };
+        match &heard.engine {
+            Some(version) => format!("v{version}"),
+            None if unknown => "Unknown".to_owned(),
+            None => String::new(),
+        }
+    }
+
+    fn cluster(&self) -> String {
+        self.record()
             .and_then(|record| record.member.as_ref())
             .map(|member| format!("{} ({}, {})", member.cluster, member.role, member.zone))
-            .unwrap_or_default(),
-        trouble(row),
-    ]
+            .unwrap_or_default()
+    }
+
+    /// The cluster in the form that docker-machine had for its swarms.
+    fn swarm(&self) -> String {
+        self.record()
+            .and_then(|record| record.member.as_ref())
+            .map(|member| match member.role {
+                Role::Manager => format!("{} (master)", member.cluster),
+                Role::Worker => member.cluster.clone(),
+            })
+            .unwrap_or_default()
+    }
+
+    /// What keeps the machine from being used, in a few words.
+    fn trouble(&self) -> String {
+        let (record, heard) = match &self.found {
+            Err(error) if error.kind() == Kind::Newer => {
+                return "made by a newer forge".to_owned();
+            }
+            Err(error) => return error.message().to_owned(),
+            Ok((record, heard)) => (record, heard),
+        };
+        let name = &record.name;
+        if record.leaving {
+            return format!("being removed: `forge rm {name}` goes on");
+        }
+        if record.stage != Stage::Ready {
+            return match &record.member {
+                Some(member) => format!(
+                    "{}: `forge cluster up {}` goes on",
+                    record.stage, member.cluster
+                ),
+                None => format!("{}: `forge create {name}` goes on", record.stage),
+            };
+        }
+        match &heard.trouble {
+            Some(trouble) => trouble.clone(),
+            None if heard.condition == Condition::Told(State::Absent) => {
+                "the virtual machine is gone".to_owned()
+            }
+            None => String::new(),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            if self.active() { "*" } else { "-" }.to_owned(),
+            self.driver().to_owned(),
+            self.state(),
+            self.url(),
+            self.cluster(),
+            self.docker(),
+            self.trouble(),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let record = self.record();
+        json!({
+            "name": self.name,
+            "driver": record.map(|record| &record.driver),
+            "state": self.state(),
+            "stage": record.map(|record| record.stage),
+            "url": self.url(),
+            "ip": record.and_then(|record| record.endpoints().ok()).map(|endpoints| endpoints.ssh.ip()),
+            "active": self.active(),
+            "member": record.and_then(|record| record.member.as_ref()),
+            "engine": self.heard().and_then(|heard| heard.engine.as_ref()),
+            "error": self.trouble(),
+        })
+    }
+
+    /// What a template can show, by docker-machine's names, and the place in a cluster (`Cluster`).
+    fn fields(&self) -> Value {
+        let active = self.active();
+        json!({
+            "Name": self.name,
+            "Active": if active { "*" } else { "-" },
+            "ActiveHost": active,
+            "ActiveSwarm": false,
+            "DriverName": self.driver(),
+            "State": self.state(),
+            "URL": self.url(),
+            "SwarmOptions": self.options["SwarmOptions"],
+            "Swarm": self.swarm(),
+            "EngineOptions": self.options["EngineOptions"],
+            "Error": self.trouble(),
+            "DockerVersion": self.docker(),
+            "ResponseTime": self.heard().map_or_else(String::new, |heard| duration(heard.took)),
+            "Cluster": self.cluster(),
+        })
+    }
 }
 
-fn as_json(row: &Row) -> serde_json::Value {
-    let record = row.record.as_ref().ok();
+/// What stands above the columns of a table that shows these fields.
+fn headings() -> Value {
     json!({
-        "name": row.name,
-        "driver": record.map(|record| &record.driver),
-        "state": row.state,
-        "stage": record.map(|record| record.stage),
-        "url": url(row),
-        "ip": record.and_then(|record| record.endpoints().ok()).map(|endpoints| endpoints.ssh.ip()),
-        "active": active(row),
-        "member": record.and_then(|record| record.member.as_ref()),
-        "error": trouble(row),
+        "Name": "NAME",
+        "Active": "ACTIVE",
+        "ActiveHost": "ACTIVE_HOST",
+        "ActiveSwarm": "ACTIVE_SWARM",
+        "DriverName": "DRIVER",
+        "State": "STATE",
+        "URL": "URL",
+        "SwarmOptions": "SWARM_OPTIONS",
+        "Swarm": "SWARM",
+        "EngineOptions": "ENGINE_OPTIONS",
+        "Error": "ERRORS",
+        "DockerVersion": "DOCKER",
+        "ResponseTime": "RESPONSE",
+        "Cluster": "CLUSTER",
     })
+}
+
+/// A time in milliseconds, as Go prints it (`time.Duration.String`): `0s`, `120ms`, `1.5s`, `1m0.25s`.
+fn duration(took: Duration) -> String {
+    let millis = took.saturating_add(Duration::from_micros(500)).as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
+    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_docker_machine_is_one_that_can_be_shown() {
+        let layout = Layout::parse(DOCKER_MACHINE).expect("a template");
+        assert_eq!(
+            layout.render(&headings(), &[]).expect("headings"),
+            "NAME   ACTIVE   DRIVER   STATE   URL   SWARM   DOCKER   ERRORS\n"
+        );
+        assert_eq!(depth(false, Some(&layout)), Depth::Engines);
+    }
+
+    #[test]
+    fn nobody_is_asked_for_what_is_recorded() {
+        for (format, needed) in [
+            ("{{.Name}} {{.DriverName}} {{.Swarm}}", Depth::Records),
+            ("{{.Name}}\\t{{.URL}}", Depth::States),
+            ("{{if .ActiveHost}}*{{end}}", Depth::States),
+            ("table {{.Name}} {{.DockerVersion}}", Depth::Engines),
+            ("{{json .}}", Depth::Engines),
+        ] {
+            let layout = Layout::parse(format).expect(format);
+            assert_eq!(depth(false, Some(&layout)), needed, "{format}");
+            assert_eq!(depth(true, Some(&layout)), Depth::Engines, "{format}");
+        }
+        assert_eq!(depth(false, None), Depth::Engines);
+    }
+
+    #[test]
+    fn times_are_go_s() {
+        for (millis, text) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1250, "1.25s"),
+            (10_000, "10s"),
+            (60_000, "1m0s"),
+            (83_500, "1m23.5s"),
+            (3_600_000, "1h0m0s"),
+            (86_400_000, "24h0m0s"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(millis)), text);
+        }
+        assert_eq!(duration(Duration::from_micros(1499)), "1ms");
+        assert_eq!(duration(Duration::from_micros(1500)), "2ms");
+    }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod create;
 mod doctor;
 mod env;
+mod format;
 mod image;
 mod inspect;
 mod logs;
@@ -508,7 +509,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
     };
     let done = match cli.command {
         Commands::Create(command) => command.run(&session, leaf(matches)).await,
-        Commands::Ls(command) => command.run(&session).await,
+        Commands::Ls(command) => command.run(&session, leaf(matches)).await,
         Commands::Env(command) => command.run(&session).await,
         Commands::Ssh(command) => command.run(&session).await,
         Commands::SshConfig(command) => command.run(&session),

@@ -13,6 +13,7 @@ pub mod publish;
 mod reach;
 pub mod record;
 mod seed;
+pub mod survey;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -145,7 +145,8 @@ impl Store {
         self.root.join("drivers").join(driver)
     }
 
-    /// The names of the folders in `machines/` or `clusters/`, sorted as people count (`n2` before `n10`).
+    /// The names of the folders in `machines/` or `clusters/`, sorted as people count (`n2` before `n10`), small and
+    /// large letters alike.
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -173,7 +174,7 @@ impl Store {
                 names.push(name);
             }
         }
-        names.sort_by_key(|name| natural(name));
+        names.sort_by_cached_key(|name| natural(name));
         Ok(names)
     }
 }
@@ -225,10 +226,11 @@ fn own(root: &Path) -> Result<()> {
     .hint("set FORGE_HOME to a folder of your own, or run forge as that user"))
 }
 
-/// A key under which numbers inside names compare by value.
+/// A key under which numbers inside names compare by value, and letters without regard to their case.
 fn natural(name: &str) -> Vec<(String, u64)> {
+    let name = name.to_lowercase();
     let mut key = Vec::new();
-    let mut rest = name;
+    let mut rest = name.as_str();
     while !rest.is_empty() {
         let text_end = rest
             .find(|c: char| c.is_ascii_digit())
@@ -288,9 +290,12 @@ mod tests {
     fn names_sort_as_people_count() {
         let folder = tempfile::tempdir().expect("folder");
         let store = Store::open(folder.path()).expect("made");
-        for name in ["n10", "n2", "a", ".new-x"] {
+        for name in ["n10", "n2", "a", "N3", ".new-x"] {
             fs::create_dir(store.machine_dir(name)).expect("mkdir");
         }
-        assert_eq!(store.names("machines").expect("names"), ["a", "n2", "n10"]);
+        assert_eq!(
+            store.names("machines").expect("names"),
+            ["a", "n2", "N3", "n10"]
+        );
     }
 }

@@ -35,7 +35,21 @@ for _ in {1..21}; do
     times+=("$(since "$start")")
 done
 result "forge ls with 100 stored machines, ms" "$(awk -v t="$(median "${times[@]}")" 'BEGIN { printf "%.1f", t * 1000 }')" 50
-rm -rf "$home"/machines/more-*
+# A thousand names, for which no record is read.
+for number in {1..900}; do
+    mkdir -m 0700 "$home/machines/name-$number"
+    cp -p "$home/machines/one/machine.json" "$home/machines/name-$number/"
+done
+listed=$(FORGE_HOME=$home "$FORGE" ls -q | wc -l)
+[ "$listed" = 1000 ] || die "forge ls -q shows $listed machines, not 1000"
+times=()
+for _ in {1..21}; do
+    start=$(now)
+    FORGE_HOME=$home "$FORGE" ls -q >/dev/null
+    times+=("$(since "$start")")
+done
+result "forge ls -q with 1000 stored machines, ms" "$(awk -v t="$(median "${times[@]}")" 'BEGIN { printf "%.1f", t * 1000 }')" 30
+rm -rf "$home"/machines/more-* "$home"/machines/name-*
 for number in {1..99}; do
     rm -rf "$home/drivers/qemu/$(printf '%s%02d' "${claim%??}" "$number")"
 done

@@ -45,6 +45,8 @@ pub enum Knob {
     HoldCheck,
     /// `create` does not return.
     HoldCreate,
+    /// Questions about machines whose claims the file lists are not answered; about any, where it lists none.
+    HoldObserve,
     /// Machines do not answer SSH.
     SilentSsh,
     /// Machines do not show their host key to newcomers.
@@ -68,6 +70,7 @@ impl Knob {
         match self {
             Self::HoldCheck => "hold-check",
             Self::HoldCreate => "hold-create",
+            Self::HoldObserve => "hold-observe",
             Self::SilentSsh => "silent-ssh",
             Self::HiddenHostKey => "hidden-host-key",
             Self::HangingCommands => "hanging-commands",
@@ -209,6 +212,10 @@ impl Provider {
     /// When the folder cannot be read.
     pub fn networks(&self) -> Result<Vec<String>> {
         self.names("networks")
+    }
+
+    fn network(&self, id: &str) -> PathBuf {
+        self.root.join("networks").join(id)
     }
 
     fn names(&self, folder: &str) -> Result<Vec<String>> {
@@ -537,8 +544,7 @@ impl Driver for FakeDriver {
             .filter_map(|spec| spec.nic.as_ref().map(|nic| &nic.network));
         for wished in ranges {
             for id in self.provider.networks()? {
-                let there = self.provider.root.join("networks").join(&id);
-                let range = fs::read_to_string(there).unwrap_or_default();
+                let range = fs::read_to_string(self.provider.network(&id)).unwrap_or_default();
                 if id != wished.id.to_string() && range.trim() == wished.cidr.to_string() {
                     return Err(Error::new(
                         Kind::Precheck,
@@ -558,6 +564,10 @@ impl Driver for FakeDriver {
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
         self.provider.call(&format!("observe {}", claims.len()))?;
+        let held = self.provider.lines(Knob::HoldObserve.file());
+        if held.is_empty() || claims.iter().any(|one| held.contains(&one.to_string())) {
+            self.held(Knob::HoldObserve).await;
+        }
         let look = |claim: &Claim| {
             let vm = match self.provider.find(*claim) {
                 Err(error) if error.kind() == Kind::Refused => None,
@@ -655,14 +665,10 @@ impl Driver for FakeDriver {
     }
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {
-        self.provider
-            .call(&format!("ensure_shared {}", network.id))?;
+        let call = format!("ensure_shared {}", network.id);
+        self.provider.call(&call)?;
         let _lock = self.provider.lock()?;
-        let path = self
-            .provider
-            .root
-            .join("networks")
-            .join(network.id.to_string());
+        let path = self.provider.network(&network.id.to_string());
         atomic::write(&path, format!("{}\n", network.cidr).as_bytes(), 0o600)
     }
 
@@ -678,11 +684,7 @@ impl Driver for FakeDriver {
         if used {
             return Ok(());
         }
-        let path = self
-            .provider
-            .root
-            .join("networks")
-            .join(network.id.to_string());
+        let path = self.provider.network(&network.id.to_string());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
                 .or_fail(Kind::Io, || {
