@@ -30,7 +30,7 @@ pub struct Doctor {
 impl Doctor {
     /// Examines, and with `--fix` mends and examines again.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let configured = super::configured_driver();
+        let configured = super::tree::configured_driver();
         let wished = self
             .driver
             .iter()

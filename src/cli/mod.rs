@@ -2,6 +2,7 @@
 
 mod argv;
 mod cluster;
+mod completions;
 mod create;
 mod doctor;
 mod env;
@@ -10,6 +11,7 @@ mod image;
 mod inspect;
 mod logs;
 mod ls;
+mod man;
 mod persona;
 mod power;
 mod provision;
@@ -21,6 +23,7 @@ mod shell;
 mod ssh;
 mod ssh_config;
 mod table;
+mod tree;
 mod where_is;
 
 use std::ffi::OsString;
@@ -30,7 +33,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use forge::event::Events;
 use forge::interrupt;
 use forge::machine::{Forge, companions};
@@ -42,6 +45,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 use argv::Rewritten;
 use persona::Persona;
 use render::{Drawing, Style};
+use tree::{command, driver_named, picked};
 
 /// From nothing to a running container cluster: virtual machines, engines with TLS, Swarm.
 #[derive(Parser)]
@@ -119,6 +123,8 @@ enum Commands {
     #[command(subcommand)]
     Image(image::Image),
     Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// The name of a machine that is left out.
@@ -191,12 +197,7 @@ fn read(persona: Persona, words: Vec<OsString>) -> Rewritten {
         },
         Persona::DockerMachine => {
             // Which driver's options there are is known only once the line is read.
-            let all = |command: Command| {
-                let entries = registry::all().iter();
-                entries.fold(command, |command, entry| (entry.augment)(command))
-            };
-            let whole = persona.dress(Cli::command().mut_subcommand("create", all));
-            argv::rewritten(&whole, words)
+            argv::rewritten(&tree::everything(persona), words)
         }
     }
 }
@@ -219,88 +220,6 @@ fn refused(
     }
     let _ = write!(std::io::stdout(), "{}", error.render());
     ExitCode::SUCCESS
-}
-
-/// The driver that is taken because none is named. The host is looked at for the commands alone that have a
-/// driver's options.
-fn picked(persona: Persona, words: &[OsString], named: Option<&str>) -> Option<Pick> {
-    let asks = words.iter().any(|word| word == "create" || word == "up");
-    let first = (persona == Persona::DockerMachine).then_some(persona::DRIVER);
-    (named.is_none() && asks).then(|| registry::pick(words, first))
-}
-
-/// The whole command, with the options of one driver; the named one's stand in the help.
-fn command(persona: Persona, named: Option<&str>, picked: Option<&Pick>) -> Command {
-    let entry = named
-        .and_then(|id| registry::find(id).ok())
-        .or(picked.map(|picked| picked.entry))
-        .unwrap_or(&registry::all()[0]);
-    let show = named.is_some();
-    let with_options = |command: Command| {
-        let before: Vec<String> = command
-            .get_arguments()
-            .map(|argument| argument.get_id().to_string())
-            .collect();
-        // The driver's options bring a description of their own along.
-        let (about, long) = (
-            command.get_about().cloned(),
-            command.get_long_about().cloned(),
-        );
-        let augmented = (entry.augment)(command);
-        let command = match persona {
-            Persona::Forge => augmented,
-            Persona::DockerMachine => (entry.as_docker_machine)(augmented),
-        };
-        let command = command
-            .about(about.unwrap_or_default())
-            .long_about(long.unwrap_or_default());
-        let added: Vec<String> = command
-            .get_arguments()
-            .map(|argument| argument.get_id().to_string())
-            .filter(|id| !before.contains(id))
-            .collect();
-        added.into_iter().fold(command, |command, id| {
-            command.mut_arg(id, |argument| argument.hide(!show))
-        })
-    };
-    let command = Cli::command()
-        .mut_subcommand("create", with_options)
-        .mut_subcommand("cluster", |cluster| {
-            cluster.mut_subcommand("up", with_options)
-        });
-    persona.dress(with_codes(command, persona.codes()))
-}
-
-/// The exit codes stand in the help of every command.
-fn with_codes(command: Command, codes: &'static str) -> Command {
-    command
-        .after_help(codes)
-        .mut_subcommands(|command| with_codes(command, codes))
-}
-
-/// The driver that the words or the environment name; the parser proper judges it later.
-fn driver_named(words: &[OsString]) -> Option<String> {
-    let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
-    while let Some(word) = words.next() {
-        match word {
-            "--" => break,
-            "--driver" | "-d" => return words.next().map(str::to_owned),
-            _ => {
-                let short = || Some(word.strip_prefix("-d")?.trim_start_matches('='));
-                if let Some(value) = word.strip_prefix("--driver=").or_else(short) {
-                    return Some(value.to_owned());
-                }
-            }
-        }
-    }
-    configured_driver()
-}
-
-/// The driver that the environment names; an empty variable names none.
-fn configured_driver() -> Option<String> {
-    std::env::var("FORGE_DRIVER")
-        .ok()
-        .filter(|id| !id.is_empty())
 }
 
 fn switch(folder: Option<&OsString>) -> ExitCode {
@@ -528,6 +447,8 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Cluster(command) => command.run(&session, leaf(matches)).await,
         Commands::Image(command) => command.run(&session).await,
         Commands::Doctor(command) => command.run(&session).await,
+        Commands::Completions(command) => command.run(&session),
+        Commands::Man(command) => command.run(&session),
     };
     match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -589,33 +510,6 @@ mod tests {
         let named = driver_named(&all);
         let picked = picked(persona, &all, named.as_deref());
         command(persona, named.as_deref(), picked.as_ref()).try_get_matches_from(&all)
-    }
-
-    #[test]
-    fn the_whole_command_holds_together_with_every_driver() {
-        for entry in registry::all() {
-            for persona in [Persona::Forge, Persona::DockerMachine] {
-                command(persona, Some(entry.id), None).debug_assert();
-            }
-        }
-        command(Persona::Forge, None, None).debug_assert();
-    }
-
-    #[test]
-    fn the_driver_is_found_wherever_it_stands() {
-        for text in [
-            "forge create n1 --driver x",
-            "forge create --driver=x n1",
-            "forge cluster up -d x",
-            "forge create -dx n1",
-            "forge create -d=x n1",
-        ] {
-            assert_eq!(driver_named(&words(text)).as_deref(), Some("x"), "{text}");
-        }
-        assert_eq!(
-            driver_named(&words("forge ssh n1 -- --driver x")),
-            std::env::var("FORGE_DRIVER").ok()
-        );
     }
 
     #[test]
