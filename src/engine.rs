@@ -3,7 +3,9 @@
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +61,44 @@ impl Trust {
     /// As [`Trust::new`].
     pub fn of(authority: &Authority) -> Result<Self> {
         Self::new(&authority.ca, &authority.client, &authority.client_key)
+    }
+}
+
+/// What lies in a machine's folder for its clients: whom they trust and what they show. A user's `docker` reads the same
+/// files, so what is asked with them tells how that will fare.
+pub struct ClientFiles {
+    /// PEM.
+    pub ca: String,
+    /// PEM.
+    pub client: String,
+    /// PEM.
+    pub key: Secret,
+}
+
+impl ClientFiles {
+    /// Those in `folder`.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn of(folder: &Path) -> Result<Self> {
+        let read = |file: &str| {
+            fs::read_to_string(folder.join(file)).or_fail(Kind::Io, || {
+                format!("failed to read `{}`", folder.join(file).display())
+            })
+        };
+        Ok(Self {
+            ca: read("ca.pem")?,
+            client: read("cert.pem")?,
+            key: Secret::new(read("key.pem")?),
+        })
+    }
+
+    /// As [`Trust::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn trust(&self) -> Result<Trust> {
+        Trust::new(&self.ca, &self.client, &self.key)
     }
 }
 

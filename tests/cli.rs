@@ -371,8 +371,9 @@ fn env_speaks_every_shell() {
     );
     lab.forge("env n1").says(0, &posix, "");
     for shell in ["bash", "zsh", "sh", "dash", "ksh"] {
-        lab.forge(&format!("env --shell {shell} n1"))
-            .says(0, &posix, "");
+        let line = format!("env --shell {shell} n1");
+        let text = posix.replace("env n1", &line);
+        lab.forge(&line).says(0, &text, "");
     }
     let fish = format!(
         "set -gx DOCKER_TLS_VERIFY \"1\";\nset -gx DOCKER_HOST \"{host}\";\nset -gx DOCKER_CERT_PATH \"{path}\";\nset -gx DOCKER_MACHINE_NAME \"n1\";\n# {how}\n# eval (forge env n1)\n"
@@ -383,34 +384,34 @@ fn env_speaks_every_shell() {
     lab.forge("env --shell powershell n1").says(
         0,
         &format!(
-            "$Env:DOCKER_TLS_VERIFY = \"1\"\n$Env:DOCKER_HOST = \"{host}\"\n$Env:DOCKER_CERT_PATH = \"{path}\"\n$Env:DOCKER_MACHINE_NAME = \"n1\"\n# {how}\n# & forge env n1 | Invoke-Expression\n"
+            "$Env:DOCKER_TLS_VERIFY = \"1\"\n$Env:DOCKER_HOST = \"{host}\"\n$Env:DOCKER_CERT_PATH = \"{path}\"\n$Env:DOCKER_MACHINE_NAME = \"n1\"\n# {how}\n# & forge env --shell powershell n1 | Invoke-Expression\n"
         ),
         "",
     );
     lab.forge("env --shell cmd n1").says(
         0,
         &format!(
-            "SET DOCKER_TLS_VERIFY=1\nSET DOCKER_HOST={host}\nSET DOCKER_CERT_PATH={path}\nSET DOCKER_MACHINE_NAME=n1\nREM {how}\nREM \t@FOR /f \"tokens=*\" %i IN ('forge env n1') DO @%i\n"
+            "SET DOCKER_TLS_VERIFY=1\nSET DOCKER_HOST={host}\nSET DOCKER_CERT_PATH={path}\nSET DOCKER_MACHINE_NAME=n1\nREM {how}\nREM \t@FOR /f \"tokens=*\" %i IN ('forge env --shell cmd n1') DO @%i\n"
         ),
         "",
     );
     lab.forge("env --shell tcsh n1").says(
         0,
         &format!(
-            "setenv DOCKER_TLS_VERIFY \"1\";\nsetenv DOCKER_HOST \"{host}\";\nsetenv DOCKER_CERT_PATH \"{path}\";\nsetenv DOCKER_MACHINE_NAME \"n1\";\n: {how}\n: eval `forge env n1`\n"
+            "setenv DOCKER_TLS_VERIFY \"1\";\nsetenv DOCKER_HOST \"{host}\";\nsetenv DOCKER_CERT_PATH \"{path}\";\nsetenv DOCKER_MACHINE_NAME \"n1\";\n: {how}\n: eval `forge env --shell tcsh n1`\n"
         ),
         "",
     );
     lab.forge("env --shell emacs n1").says(
         0,
         &format!(
-            "(setenv \"DOCKER_TLS_VERIFY\" \"1\")\n(setenv \"DOCKER_HOST\" \"{host}\")\n(setenv \"DOCKER_CERT_PATH\" \"{path}\")\n(setenv \"DOCKER_MACHINE_NAME\" \"n1\")\n;; {how}\n;; (with-temp-buffer (shell-command \"forge env n1\" (current-buffer)) (eval-buffer))\n"
+            "(setenv \"DOCKER_TLS_VERIFY\" \"1\")\n(setenv \"DOCKER_HOST\" \"{host}\")\n(setenv \"DOCKER_CERT_PATH\" \"{path}\")\n(setenv \"DOCKER_MACHINE_NAME\" \"n1\")\n;; {how}\n;; (with-temp-buffer (shell-command \"forge env --shell emacs n1\" (current-buffer)) (eval-buffer))\n"
         ),
         "",
     );
     lab.forge("env -u --shell bash").says(
         0,
-        &format!("unset DOCKER_TLS_VERIFY\nunset DOCKER_HOST\nunset DOCKER_CERT_PATH\nunset DOCKER_MACHINE_NAME\n# {how}\n# eval $(forge env -u)\n"),
+        &format!("unset DOCKER_TLS_VERIFY\nunset DOCKER_HOST\nunset DOCKER_CERT_PATH\nunset DOCKER_MACHINE_NAME\n# {how}\n# eval $(forge env -u --shell bash)\n"),
         "",
     );
     assert_eq!(lab.forge("env --json n1").ok().json()["DOCKER_HOST"], host);

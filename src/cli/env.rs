@@ -5,13 +5,13 @@ use forge::machine::Record;
 use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
-use super::shell::Shell;
-use super::where_is::running_url;
+use super::shell::{Shell, command_line};
+use super::where_is::live_url;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Print the variables that lead `docker` to a machine, for `eval`
 ///
-/// On failure nothing is printed to standard output.
+/// The engine is asked first, as `docker` will ask it: on failure nothing is printed to standard output.
 #[derive(Args)]
 pub struct Env {
     /// The machine [default: default]
@@ -25,6 +25,9 @@ pub struct Env {
     /// Keep the machine's address out of the proxy's hands
     #[arg(long)]
     no_proxy: bool,
+    /// Refused: docker-machine's way to a classic Swarm
+    #[arg(long, hide = true)]
+    swarm: bool,
 }
 
 const VARIABLES: [&str; 4] = [
@@ -37,6 +40,7 @@ const VARIABLES: [&str; 4] = [
 impl Env {
     /// Prints the lines.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
+        no_swarm(self.swarm)?;
         let shell = self.shell.unwrap_or_else(Shell::of_user);
         if self.unset {
             if self.name.is_some() {
@@ -46,23 +50,39 @@ impl Env {
                 )
                 .fact(Fact::NameGiven));
             }
-            for name in VARIABLES {
+            let proxy = self.no_proxy.then(|| proxies().0);
+            for name in VARIABLES.into_iter().chain(proxy) {
                 println!("{}", shell.unset(name));
             }
-            println!("{}", shell.hint("forge env -u"));
+            println!("{}", shell.hint(&command_line()));
             return Ok(Outcome::Done);
         }
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
         let lines = variables(session, &name, self.no_proxy).await?;
-        show(session, shell, &lines, &format!("forge env {name}"));
+        show(session, shell, &lines);
         Ok(Outcome::Done)
     }
 }
 
-/// The variables for one machine.
+/// Refuses docker-machine's `--swarm`: what it led to was another program.
 ///
 /// # Errors
-/// When the machine is not there, not finished or not running.
+/// [`Kind::Usage`] with what serves instead.
+pub fn no_swarm(asked: bool) -> Result<()> {
+    if !asked {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Usage,
+        "`--swarm` is about the classic Swarm, which forge does not make",
+    )
+    .hint("`forge cluster env` leads to a manager of a cluster"))
+}
+
+/// The variables for one machine, whose engine answers.
+///
+/// # Errors
+/// When the machine is not there, not finished or not running, or its engine does not answer.
 pub async fn variables(
     session: &Session,
     name: &str,
@@ -70,7 +90,7 @@ pub async fn variables(
 ) -> Result<Vec<(String, String)>> {
     let forge = session.reader()?;
     let record = Record::load(&forge.store, name)?;
-    let url = running_url(&forge, &record).await?;
+    let url = live_url(&forge, &record).await?;
     let path = forge.store.machine_dir(name);
     let mut lines: Vec<(String, String)> = [
         (VARIABLES[0], "1".to_owned()),
@@ -81,30 +101,34 @@ pub async fn variables(
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     if no_proxy {
-        lines.push(proxy(&record.endpoints()?.engine.ip().to_string()));
+        let (name, list) = proxies();
+        let address = record.endpoints()?.engine.ip().to_string();
+        lines.push((name.to_owned(), with(list, &address)));
     }
     Ok(lines)
 }
 
-/// The variable that keeps proxies away, with `address` added unless the list holds it.
-fn proxy(address: &str) -> (String, String) {
-    let name = if std::env::var_os("no_proxy").is_some() {
-        "no_proxy"
-    } else {
-        "NO_PROXY"
-    };
-    let list = std::env::var(name).unwrap_or_default();
+/// The variable that keeps proxies away, and the list in it: the one in small letters where it says anything.
+fn proxies() -> (&'static str, String) {
+    let list = |name| std::env::var(name).unwrap_or_default();
+    match list("no_proxy") {
+        small if !small.is_empty() => ("no_proxy", small),
+        _ => ("NO_PROXY", list("NO_PROXY")),
+    }
+}
+
+/// The list with `address` added, unless it holds it.
+fn with(list: String, address: &str) -> String {
     let held = list.split(',').any(|entry| entry.trim() == address);
-    let value = match (held, list.is_empty()) {
+    match (held, list.is_empty()) {
         (true, _) => list,
         (false, true) => address.to_owned(),
         (false, false) => format!("{list},{address}"),
-    };
-    (name.to_owned(), value)
+    }
 }
 
 /// Prints variables for a shell, or as JSON.
-pub fn show(session: &Session, shell: Shell, lines: &[(String, String)], command: &str) {
+pub fn show(session: &Session, shell: Shell, lines: &[(String, String)]) {
     if session.json() {
         let map: serde_json::Map<String, serde_json::Value> = lines
             .iter()
@@ -116,5 +140,5 @@ pub fn show(session: &Session, shell: Shell, lines: &[(String, String)], command
     for (name, value) in lines {
         println!("{}", shell.set(name, value));
     }
-    println!("{}", shell.hint(command));
+    println!("{}", shell.hint(&command_line()));
 }

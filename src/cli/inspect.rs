@@ -7,7 +7,7 @@ use forge_driver::{Context, Kind, Result};
 use serde::Serialize;
 
 use super::format::{Missing, Template, pretty};
-use super::where_is::or_default;
+use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Print everything that is remembered of a machine, as JSON: as docker-machine had it, and forge's own record
@@ -28,8 +28,7 @@ impl Inspect {
         let forge = session.reader()?;
         // Nothing is printed before everything is known to be right.
         let mut texts = String::new();
-        for name in or_default(self.names) {
-            let record = Record::load(&forge.store, &name)?;
+        for record in records(&forge.store, &or_default(self.names))? {
             let whole = Document {
                 config: Config::of(&record, &forge.store),
                 forge: &record,

@@ -4,7 +4,6 @@ mod filter;
 
 use std::time::Duration;
 
-use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use forge::machine::companions::Config;
 use forge::machine::survey::{Condition, Depth, Heard, names, survey};
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use super::format::Layout;
 use super::persona::Persona;
 use super::table::table;
+use super::wait::Wait;
 use super::{Outcome, Session};
 use filter::{Facts, Filters};
 
@@ -33,14 +33,9 @@ pub struct Ls {
     /// Print each machine by a Go template: {{.Name}} {{.State}} …; `table ` before it adds headings
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
-    /// Wait so long for a machine; all are asked at the same time
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = WAIT, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    // Stands in for the option of all commands, which bounds each wait, too.
-    timeout: u64,
+    #[command(flatten)]
+    wait: Wait,
 }
-
-/// A machine that does not answer within so many seconds is passed over.
-const WAIT: u64 = 10;
 
 const HEADINGS: [&str; 8] = [
     "NAME", "ACTIVE", "DRIVER", "STATE", "URL", "CLUSTER", "DOCKER", "ERRORS",
@@ -99,7 +94,14 @@ impl Ls {
         let rows = match store {
             Some(store) => {
                 let forge = session.forge(store, forge::event::Events::silent());
-                rows(&forge, &filters, depth, self.patience(matches), columns).await?
+                rows(
+                    &forge,
+                    &filters,
+                    depth,
+                    self.wait.patience(matches),
+                    columns,
+                )
+                .await?
             }
             None => Vec::new(),
         };
@@ -116,13 +118,6 @@ impl Ls {
             print!("{}", table(&HEADINGS, &cells));
         }
         Ok(Outcome::Done)
-    }
-
-    /// What the line says; a variable that bounds the waits of all commands does not count here, where many machines
-    /// may be silent.
-    fn patience(&self, matches: &ArgMatches) -> Duration {
-        let said = matches.value_source("timeout") == Some(ValueSource::CommandLine);
-        Duration::from_secs(if said { self.timeout } else { WAIT })
     }
 }
 
@@ -265,8 +260,7 @@ impl Row {
     fn url(&self) -> String {
         self.record()
             .filter(|record| record.stage == Stage::Ready && self.runs())
-            .and_then(|record| record.endpoints().ok())
-            .map(|endpoints| format!("tcp://{}", endpoints.engine))
+            .and_then(|record| record.url().ok())
             .unwrap_or_default()
     }
 

@@ -1,8 +1,10 @@
 //! The command line: one file for each command, with its arguments and what it does.
 
+mod active;
 mod argv;
 mod cluster;
 mod completions;
+mod config;
 mod create;
 mod doctor;
 mod env;
@@ -24,6 +26,8 @@ mod ssh;
 mod ssh_config;
 mod table;
 mod tree;
+mod version;
+mod wait;
 mod where_is;
 
 use std::ffi::OsString;
@@ -102,6 +106,8 @@ enum Commands {
     Create(create::Create),
     Ls(ls::Ls),
     Env(env::Env),
+    Active(active::Active),
+    Config(config::Config),
     Ssh(ssh::Ssh),
     SshConfig(ssh_config::SshConfig),
     Ip(where_is::Ip),
@@ -125,6 +131,7 @@ enum Commands {
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Man(man::Man),
+    Version(version::Version),
 }
 
 /// The name of a machine that is left out.
@@ -430,11 +437,13 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Create(command) => command.run(&session, leaf(matches)).await,
         Commands::Ls(command) => command.run(&session, leaf(matches)).await,
         Commands::Env(command) => command.run(&session).await,
+        Commands::Active(command) => command.run(&session),
+        Commands::Config(command) => command.run(&session).await,
         Commands::Ssh(command) => command.run(&session).await,
         Commands::SshConfig(command) => command.run(&session),
-        Commands::Ip(command) => command.run(&session),
+        Commands::Ip(command) => command.run(&session).await,
         Commands::Url(command) => command.run(&session).await,
-        Commands::Status(command) => command.run(&session).await,
+        Commands::Status(command) => command.run(&session, leaf(matches)).await,
         Commands::Inspect(command) => command.run(&session),
         Commands::Start(command) => command.run(&session).await,
         Commands::Stop(command) => command.run(&session).await,
@@ -449,11 +458,29 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Doctor(command) => command.run(&session).await,
         Commands::Completions(command) => command.run(&session),
         Commands::Man(command) => command.run(&session),
+        Commands::Version(command) => command.run(&session).await,
     };
     match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Code(code)) => ExitCode::from(code),
-        Err(error) => report::failed(&error, None),
+        Err(error) => report::failed(&unnamed(error, matches), None),
+    }
+}
+
+/// That the machine which stands for an omitted name is not there says less than that no machine was named.
+fn unnamed(error: Error, matches: &ArgMatches) -> Error {
+    match error.deepest_fact() {
+        Some(fact @ Fact::NoMachine(name))
+            if name == DEFAULT_MACHINE && persona::Line::of(matches).names_none() =>
+        {
+            Error::new(
+                Kind::NotFound,
+                format!("no machine is named, and there is no machine `{DEFAULT_MACHINE}`"),
+            )
+            .hint("`forge ls` shows the machines")
+            .fact(fact.clone())
+        }
+        _ => error,
     }
 }
 

@@ -11,9 +11,11 @@ use std::path::Path;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use forge_driver::{Error, Fact, Kind};
+use forge::machine::survey::Condition;
+use forge_driver::{Error, Fact, Kind, State};
 
 use super::DEFAULT_MACHINE;
+use super::shell::of_any_name;
 
 /// The name that this program was started by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,9 @@ impl Persona {
             Self::DockerMachine => without_meaning(command)
                 .name(NAME)
                 .version(VERSION)
+                .mut_subcommand("env", |env| {
+                    env.mut_arg("shell", |shell| shell.value_parser(of_any_name))
+                })
                 // That they are missing is told in words of its own.
                 .mut_subcommand("rm", |rm| {
                     rm.mut_arg("names", |names| names.required(false))
@@ -66,6 +71,22 @@ impl Persona {
             Self::DockerMachine => {
                 "Exit codes: 0 done, or the answer to a question was not yes, 1 failed, 3 the pre-create check failed, 130 interrupted; `docker-machine ssh` ends with the code of the remote command."
             }
+        }
+    }
+
+    /// The name and the version of this program.
+    pub fn version(self) -> String {
+        match self {
+            Self::Forge => concat!("forge ", env!("CARGO_PKG_VERSION")).to_owned(),
+            Self::DockerMachine => format!("{NAME} {VERSION}"),
+        }
+    }
+
+    /// The word for a state. docker-machine had none for a machine that is not there.
+    pub fn state(self, condition: Condition) -> String {
+        match (self, condition) {
+            (Self::DockerMachine, Condition::Told(State::Absent)) => State::Error.to_string(),
+            _ => condition.to_string(),
         }
     }
 
@@ -185,10 +206,17 @@ pub fn refusal(error: &clap::Error, program: Option<&OsString>, command: &str) -
                 ));
             }
         }
-        ErrorKind::UnknownArgument if command == "env" => {
+        ErrorKind::UnknownArgument => {
             let word = invalid(ContextKind::InvalidArg);
-            if word.is_some_and(|word| !word.starts_with('-')) {
-                return Some("Error: Expected one machine name as an argument".to_owned());
+            let name = word.is_some_and(|word| !word.starts_with('-'));
+            match command {
+                "env" | "config" | "version" if name => {
+                    return Some("Error: Expected one machine name as an argument".to_owned());
+                }
+                "active" if name => {
+                    return Some("Error: Too many arguments given".to_owned());
+                }
+                _ => {}
             }
         }
         _ => {}
@@ -280,9 +308,17 @@ impl Line {
             }
             Fact::NotRunning(name) => match command {
                 "ssh" => format!("Error: Cannot run SSH command: Host {name:?} is not running"),
-                "env" => "Error checking TLS connection: Host is not running".to_owned(),
-                _ => "Host is not running".to_owned(),
+                "ip" => "Error getting IP address: Host is not running".to_owned(),
+                _ => format!("{}Host is not running", self.checking()),
             },
+            Fact::NoActive => "No active host found".to_owned(),
+            Fact::NoTls(_, why) if command == "version" => {
+                format!("Unable to query docker version: {why}")
+            }
+            Fact::NoTls(host, why) => format!(
+                "{}Error checking and/or regenerating the certs: There was an error validating certificates for host {host:?}: {why}\nYou can attempt to regenerate them using 'docker-machine regenerate-certs [name]'.",
+                self.checking()
+            ),
             Fact::Already(name, state) => {
                 let state = state.to_string().to_lowercase();
                 format!("Machine {name:?} is already {state}.")
@@ -293,7 +329,17 @@ impl Line {
         })
     }
 
-    fn names_none(&self) -> bool {
+    /// What the commands that check the connection put before what they found.
+    fn checking(&self) -> &'static str {
+        match self.command.as_str() {
+            "env" => "Error checking TLS connection: ",
+            "config" => "Error running connection boilerplate: ",
+            _ => "",
+        }
+    }
+
+    /// Whether it is about machines and names none.
+    pub fn names_none(&self) -> bool {
         self.names.as_ref().is_some_and(Vec::is_empty)
     }
 
@@ -329,7 +375,6 @@ fn given(matches: &ArgMatches, id: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forge_driver::State;
 
     fn line(command: &str, names: &[&str]) -> Line {
         Line {

@@ -1,7 +1,7 @@
 //! `forge start`, `stop`, `restart`, `kill`
 
 use clap::Args;
-use forge::machine::{Forge, Record, power};
+use forge::machine::{Forge, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result, State};
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::create::conclude;
 use super::persona::{self, Persona};
 use super::rm::distinct;
-use super::where_is::or_default;
+use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Start machines and wait until their engines answer
@@ -155,10 +155,7 @@ pub async fn change_all(
     names: &[String],
 ) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let mut records = Vec::new();
-    for name in names {
-        records.push(Record::load(&forge.store, name)?);
-    }
+    let records = records(&forge.store, names)?;
     let mut running = tokio::task::JoinSet::new();
     for record in records {
         let forge = forge.of(&record.name);

@@ -1,14 +1,15 @@
 //! `forge provision`
 
 use clap::Args;
-use forge::machine::{Forge, Record, create, power};
+use forge::machine::{Forge, create, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Result};
 use serde_json::json;
 
 use super::create::conclude;
-use super::where_is::or_default;
+use super::rm::distinct;
+use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Check machines against what forge makes of them, and mend what differs
@@ -21,7 +22,7 @@ pub struct Provision {
 impl Provision {
     /// Provisions them all at once.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let names = or_default(self.names);
+        let names = distinct(or_default(self.names));
         // Without a store there are no machines, and none is made.
         session.reader()?;
         let (forge, drawing) = session.worker("provision")?;
@@ -48,12 +49,8 @@ impl Provision {
 
 async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<usize>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let mut records = Vec::new();
-    for name in names {
-        let record = Record::load(&forge.store, name)?;
-        power::whole(&record)?;
-        records.push(record);
-    }
+    let records = records(&forge.store, names)?;
+    records.iter().try_for_each(power::whole)?;
     let mut running = tokio::task::JoinSet::new();
     for record in records {
         let forge = forge.of(&record.name);

@@ -88,6 +88,35 @@ impl Shell {
     }
 }
 
+/// The command line as it was given, for a hint that repeats it: on one line, whatever is in it, since shells are to
+/// evaluate what is around it.
+pub fn command_line() -> String {
+    let words = std::env::args_os();
+    let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
+/// A word in quotes where blanks or backslashes would make several of it; docker-machine did so with the first one.
+fn quoted(word: &str) -> String {
+    let word: String = word
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if word.contains([' ', '\\']) {
+        format!("\"{word}\"")
+    } else {
+        word
+    }
+}
+
+/// The shell of this name. docker-machine printed the lines of a POSIX shell for every name that it did not know.
+///
+/// # Errors
+/// None: the signature is that of a parser of values.
+pub fn of_any_name(name: &str) -> Result<Shell, std::convert::Infallible> {
+    Ok(Shell::from_str(name, false).unwrap_or(Shell::Bash))
+}
+
 fn escaped(value: &str, special: &[char], mark: char) -> String {
     let mut text = String::with_capacity(value.len());
     for c in value.chars() {
@@ -120,6 +149,25 @@ mod tests {
             Shell::Bash.set("K", "a$(id)`id`\""),
             "export K=\"a\\$(id)\\`id\\`\\\"\""
         );
+    }
+
+    #[test]
+    fn a_word_of_the_hint_stays_one_word_on_one_line() {
+        assert_eq!(quoted("docker-machine"), "docker-machine");
+        assert_eq!(quoted("/opt/my tools/forge"), "\"/opt/my tools/forge\"");
+        assert_eq!(quoted("a\nrm -r b"), "\"a rm -r b\"");
+    }
+
+    #[test]
+    fn a_shell_of_any_other_name_is_a_posix_one() {
+        for (name, shell) in [
+            ("fish", Shell::Fish),
+            ("zsh", Shell::Bash),
+            ("xonsh", Shell::Bash),
+            ("", Shell::Bash),
+        ] {
+            assert_eq!(of_any_name(name), Ok(shell), "{name}");
+        }
     }
 
     #[test]

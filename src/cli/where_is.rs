@@ -1,11 +1,19 @@
 //! `forge ip`, `forge url`, `forge status`
 
-use clap::Args;
-use forge::machine::{Record, power, state};
-use forge_driver::Result;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+use forge::machine::survey::{Condition, Depth, Heard, survey};
+use forge::machine::{Forge, Record, live};
+use forge::store::Store;
+use forge_driver::{Error, Fact, Kind, Result, State};
+use futures_util::StreamExt;
 use serde_json::json;
 
-use super::{DEFAULT_MACHINE, Outcome, Session};
+use super::create::{FAN_OUT, conclude};
+use super::persona::Persona;
+use super::wait::{WAIT, Wait};
+use super::{DEFAULT_MACHINE, Outcome, Session, report};
 
 /// Print the address of a machine
 #[derive(Args)]
@@ -16,30 +24,67 @@ pub struct Ip {
 
 impl Ip {
     /// Prints one address a line.
-    pub fn run(self, session: &Session) -> Result<Outcome> {
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
         let forge = session.reader()?;
-        let mut found = Vec::new();
-        for name in or_default(self.names) {
-            let record = Record::load(&forge.store, &name)?;
-            let endpoints = record.endpoints()?;
-            found.push((name, endpoints, record.published));
-        }
+        let mut records = records(&forge.store, &or_default(self.names))?;
+        // docker-machine had no address for a machine that is off. One that cannot be asked has that which is recorded.
+        let off: Vec<bool> = match session.persona() {
+            Persona::Forge => vec![false; records.len()],
+            Persona::DockerMachine => {
+                let patience = Duration::from_secs(WAIT);
+                let heard = survey(&forge, &mut records, Depth::States, patience).await;
+                heard.iter().map(is_off).collect()
+            }
+        };
+        let found: Vec<Result<_>> = records
+            .iter()
+            .zip(off)
+            .map(|(record, off)| {
+                if off {
+                    return Err(not_running(record));
+                }
+                Ok((record, record.endpoints()?))
+            })
+            .collect();
         if session.json() {
             let list: Vec<_> = found
                 .iter()
-                .map(|(name, endpoints, published)| {
-                    json!({"name": name, "ip": endpoints.ssh.ip(), "ssh": endpoints.ssh, "engine": endpoints.engine,
-                        "cluster": endpoints.cluster, "published": published})
+                .flatten()
+                .map(|(record, endpoints)| {
+                    json!({"name": record.name, "ip": endpoints.ssh.ip(), "ssh": endpoints.ssh, "engine": endpoints.engine,
+                        "cluster": endpoints.cluster, "published": record.published})
                 })
                 .collect();
             println!("{}", serde_json::Value::Array(list));
         } else {
-            for (_, endpoints, _) in found {
+            for (_, endpoints) in found.iter().flatten() {
                 println!("{}", endpoints.ssh.ip());
             }
         }
-        Ok(Outcome::Done)
+        conclude(each(&records, found))
     }
+}
+
+/// Whether its provider says so.
+fn is_off(heard: &Heard) -> bool {
+    matches!(heard.condition, Condition::Told(state) if state != State::Running && state != State::Error)
+}
+
+fn not_running(record: &Record) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!("machine `{}` is not running", record.name),
+    )
+    .hint(format!("`forge start {}` starts it", record.name))
+    .fact(Fact::NotRunning(record.name.clone()))
+}
+
+/// What came of each of these machines, with its name.
+fn each<T>(records: &[Record], results: Vec<Result<T>>) -> Vec<(String, Result<()>)> {
+    let names = records.iter().map(|record| record.name.clone());
+    names
+        .zip(results.into_iter().map(|result| result.map(|_| ())))
+        .collect()
 }
 
 /// Print the URL of a machine's engine
@@ -53,19 +98,23 @@ impl Url {
     /// Prints one URL a line; a machine that is off has none.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let forge = session.reader()?;
-        let mut urls = Vec::new();
-        for name in or_default(self.names) {
-            let record = Record::load(&forge.store, &name)?;
-            urls.push(json!({"name": name, "url": running_url(&forge, &record).await?}));
-        }
+        let records = records(&forge.store, &or_default(self.names))?;
+        let urls: Vec<Result<String>> = futures_util::stream::iter(&records)
+            .map(|record| running_url(&forge, record))
+            .buffered(FAN_OUT)
+            .collect()
+            .await;
+        let found = records.iter().zip(&urls);
+        let found = found.filter_map(|(record, url)| Some((&record.name, url.as_ref().ok()?)));
         if session.json() {
-            println!("{}", serde_json::Value::Array(urls));
+            let list = found.map(|(name, url)| json!({"name": name, "url": url}));
+            println!("{}", serde_json::Value::Array(list.collect()));
         } else {
-            for url in urls {
-                println!("{}", url["url"].as_str().unwrap_or_default());
+            for (_, url) in found {
+                println!("{url}");
             }
         }
-        Ok(Outcome::Done)
+        conclude(each(&records, urls))
     }
 }
 
@@ -73,48 +122,93 @@ impl Url {
 ///
 /// # Errors
 /// When the machine was never finished or is off.
-pub async fn running_url(forge: &forge::machine::Forge, record: &Record) -> Result<String> {
-    power::whole(record)?;
-    let driver = forge.driver(record)?;
-    let state = state(&*driver, record).await?;
-    if state != forge_driver::State::Running {
-        return Err(forge_driver::Error::new(
-            forge_driver::Kind::Unavailable,
-            format!("machine `{}` is not running: it is {state}", record.name),
-        )
-        .hint(format!("`forge start {}` starts it", record.name))
-        .fact(forge_driver::Fact::NotRunning(record.name.clone())));
-    }
-    Ok(format!("tcp://{}", record.endpoints()?.engine))
+pub async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
+    live::running(forge, record).await?;
+    record.url()
+}
+
+/// The URL of an engine that answers: to this user, over TLS, at this moment.
+///
+/// # Errors
+/// As [`running_url`], and when it does not answer.
+pub async fn live_url(forge: &Forge, record: &Record) -> Result<String> {
+    let url = running_url(forge, record).await?;
+    live::engine(forge, record).await?;
+    Ok(url)
 }
 
 /// Print the power state of a machine
+///
+/// Running, Paused, Saved, Stopped, Stopping, Starting or Absent; Error where its provider cannot tell, Timeout where it
+/// does not answer in time.
 #[derive(Args)]
 pub struct Status {
     /// The machines [default: default]
     names: Vec<String>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 impl Status {
-    /// Prints one state a line.
-    pub async fn run(self, session: &Session) -> Result<Outcome> {
+    /// Prints one state a line; what a provider did not tell is an error besides.
+    pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
         let forge = session.reader()?;
-        let mut states = Vec::new();
-        for name in or_default(self.names) {
-            let record = Record::load(&forge.store, &name)?;
-            let driver = forge.driver(&record)?;
-            let state = state(&*driver, &record).await?;
-            states.push(json!({"name": name, "state": state.to_string(), "stage": record.stage}));
+        let mut records = records(&forge.store, &or_default(self.names))?;
+        let patience = self.wait.patience(matches);
+        let heard = survey(&forge, &mut records, Depth::States, patience).await;
+        let mut list = Vec::new();
+        let mut results = Vec::new();
+        for (record, heard) in records.iter().zip(heard) {
+            let state = session.persona().state(word(heard.condition));
+            if !session.json() {
+                println!("{state}");
+            }
+            list.push(json!({"name": record.name, "state": state, "stage": record.stage}));
+            results.push((record.name.clone(), told(record, &heard, patience)));
         }
         if session.json() {
-            println!("{}", serde_json::Value::Array(states));
-        } else {
-            for state in states {
-                println!("{}", state["state"].as_str().unwrap_or_default());
+            println!("{}", serde_json::Value::Array(list));
+        }
+        if session.persona() == Persona::Forge {
+            return conclude(results);
+        }
+        // There the word was the answer, whatever it said.
+        for (name, result) in results {
+            if let Err(error) = result {
+                let why = error.causes().join(": ");
+                report::note(&format!("error getting state for host {name}: {why}"));
             }
         }
         Ok(Outcome::Done)
     }
+}
+
+/// A provider that says nothing of a machine has none.
+fn word(condition: Condition) -> Condition {
+    match condition {
+        Condition::Unknown => Condition::Told(State::Absent),
+        told => told,
+    }
+}
+
+/// An error where the provider could not say how the machine is.
+fn told(record: &Record, heard: &Heard, patience: Duration) -> Result<()> {
+    let why = match (&heard.trouble, heard.condition) {
+        (Some(trouble), _) => trouble.clone(),
+        (None, Condition::Timeout) => {
+            format!(
+                "its provider did not answer within {} s",
+                patience.as_secs()
+            )
+        }
+        (None, _) => return Ok(()),
+    };
+    Err(Error::new(
+        Kind::Unavailable,
+        format!("the state of machine `{}` is not known", record.name),
+    )
+    .because(why)
+    .hint("`forge doctor` looks for what is missing"))
 }
 
 /// The names given, or the machine `default`.
@@ -124,4 +218,21 @@ pub fn or_default(names: Vec<String>) -> Vec<String> {
     } else {
         names
     }
+}
+
+/// The records of these machines, in this order; each that is not there is told.
+///
+/// # Errors
+/// When one is not there, or cannot be read.
+pub fn records(store: &Store, names: &[String]) -> Result<Vec<Record>> {
+    let mut found = Vec::with_capacity(names.len());
+    let mut missing = Vec::new();
+    for name in names {
+        match Record::load(store, name) {
+            Ok(record) => found.push(record),
+            Err(error) => missing.push((name.clone(), Err(error))),
+        }
+    }
+    conclude(missing)?;
+    Ok(found)
 }

@@ -7,6 +7,7 @@ pub mod destroy;
 #[cfg(feature = "lab")]
 pub mod fake;
 mod first_contact;
+pub mod live;
 pub mod power;
 pub mod provision;
 pub mod publish;

@@ -248,6 +248,14 @@ impl Record {
         }
     }
 
+    /// The URL of its engine, as DOCKER_HOST names it.
+    ///
+    /// # Errors
+    /// When its address is not known yet.
+    pub fn url(&self) -> Result<String> {
+        Ok(format!("tcp://{}", self.endpoints()?.engine))
+    }
+
     /// The names and addresses that its certificate has to carry, sorted.
     ///
     /// # Errors

@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use forge_driver::{Claim, Context, Error, Instance, Kind, Observation, Result, State};
+use forge_driver::{Claim, Error, Instance, Kind, Observation, Result, State};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -18,9 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Forge, Record, Stage};
-use crate::engine::{self, Trust, server_name};
+use crate::engine::{self, ClientFiles, Trust, server_name};
 use crate::registry;
-use crate::secret::Secret;
 use crate::store::Store;
 
 /// How far is asked.
@@ -296,16 +294,9 @@ impl Line {
 
     /// The machine's own files, which a user's `docker` shows, too.
     fn trust(&self, store: &Store, name: &str) -> Result<Trust> {
-        let folder = store.machine_dir(name);
-        let read = |file: &str| {
-            fs::read_to_string(folder.join(file)).or_fail(Kind::Io, || {
-                format!("failed to read `{}`", folder.join(file).display())
-            })
-        };
-        let (ca, client) = (read("ca.pem")?, read("cert.pem")?);
-        let key = Secret::new(read("key.pem")?);
+        let files = ClientFiles::of(&store.machine_dir(name))?;
         let mut digest = Sha256::new();
-        for text in [ca.as_str(), client.as_str(), key.expose()] {
+        for text in [files.ca.as_str(), files.client.as_str(), files.key.expose()] {
             digest.update(text);
             digest.update([0]);
         }
@@ -314,7 +305,7 @@ impl Line {
         if let Some(known) = trusts.get(&digest) {
             return Ok(known.clone());
         }
-        let made = Trust::new(&ca, &client, &key)?;
+        let made = files.trust()?;
         trusts.insert(digest, made.clone());
         Ok(made)
     }

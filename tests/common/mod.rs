@@ -80,6 +80,7 @@ impl Lab {
     pub fn words(&self, words: &[&str]) -> Run<'_> {
         let mut command = Command::new(FORGE);
         command
+            .arg0("forge")
             .args(words)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -59,6 +59,10 @@ pub enum Fact {
     NotRunning(String),
     /// The machine of this name is in the state that it was to be brought to.
     Already(String, State),
+    /// No machine is the one that DOCKER_HOST leads to.
+    NoActive,
+    /// The engine at this host and port does not answer over TLS, and why.
+    NoTls(String, String),
     /// The variable MACHINE_DEBUG has this value, which is neither true nor false.
     BadDebug(String),
 }

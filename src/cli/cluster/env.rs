@@ -32,12 +32,7 @@ impl Env {
         let name = self.named.parse()?;
         let manager = running_manager(&forge, &name).await?;
         let lines = variables(session, &manager.name, false).await?;
-        show(
-            session,
-            self.shell.unwrap_or_else(Shell::of_user),
-            &lines,
-            &format!("forge cluster env {name}"),
-        );
+        show(session, self.shell.unwrap_or_else(Shell::of_user), &lines);
         Ok(Outcome::Done)
     }
 }

@@ -1,0 +1,47 @@
+//! `forge config`
+
+use clap::Args;
+use forge::machine::Record;
+use forge_driver::Result;
+use serde_json::json;
+
+use super::env::no_swarm;
+use super::where_is::live_url;
+use super::{DEFAULT_MACHINE, Outcome, Session};
+
+/// Print the options that lead `docker` to a machine
+///
+/// For `docker $(forge config n1) ps`. The engine is asked first, with these options: on failure nothing is printed to
+/// standard output.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Config {
+    /// The machine [default: default]
+    name: Option<String>,
+    /// Refused: docker-machine's way to a classic Swarm
+    #[arg(long, hide = true)]
+    swarm: bool,
+}
+
+impl Config {
+    /// Prints one option a line.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        no_swarm(self.swarm)?;
+        let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
+        let forge = session.reader()?;
+        let record = Record::load(&forge.store, &name)?;
+        let url = live_url(&forge, &record).await?;
+        let folder = forge.store.machine_dir(&name);
+        let file = |name: &str| folder.join(name).display().to_string();
+        let [ca, certificate, key] = ["ca.pem", "cert.pem", "key.pem"].map(file);
+        if session.json() {
+            let options = json!({"tlsverify": true, "tlscacert": ca, "tlscert": certificate, "tlskey": key, "host": url});
+            println!("{options}");
+            return Ok(Outcome::Done);
+        }
+        println!(
+            "--tlsverify\n--tlscacert={ca:?}\n--tlscert={certificate:?}\n--tlskey={key:?}\n-H={url}"
+        );
+        Ok(Outcome::Done)
+    }
+}
