@@ -8,6 +8,7 @@
 
 pub mod ca;
 pub mod cluster;
+pub mod context;
 pub mod doctor;
 pub mod engine;
 pub mod engine_options;

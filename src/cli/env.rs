@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::shell::{Shell, command_line};
 use super::where_is::live_url;
-use super::{DEFAULT_MACHINE, Outcome, Session};
+use super::{DEFAULT_MACHINE, Outcome, Session, use_};
 
 /// Print the variables that lead `docker` to a machine, for `eval`
 ///
@@ -28,7 +28,13 @@ pub struct Env {
     /// Refused: docker-machine's way to a classic Swarm
     #[arg(long, hide = true)]
     swarm: bool,
+    /// Lead there by a context of docker's, which is made, instead of by addresses and paths
+    #[arg(long)]
+    context: bool,
 }
+
+/// The context that docker uses, unless DOCKER_HOST is set.
+const CONTEXT: &str = "DOCKER_CONTEXT";
 
 const VARIABLES: [&str; 4] = [
     "DOCKER_TLS_VERIFY",
@@ -54,14 +60,35 @@ impl Env {
             for name in VARIABLES.into_iter().chain(proxy) {
                 println!("{}", shell.unset(name));
             }
+            if self.context {
+                println!("{}", shell.unset(CONTEXT));
+            }
             println!("{}", shell.hint(&command_line()));
             return Ok(Outcome::Done);
         }
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
+        if self.context {
+            let context = context(session, &name).await?;
+            if !session.json() {
+                for variable in VARIABLES {
+                    println!("{}", shell.unset(variable));
+                }
+            }
+            let lines = [(CONTEXT.to_owned(), context)];
+            show(session, shell, &lines);
+            return Ok(Outcome::Done);
+        }
         let lines = variables(session, &name, self.no_proxy).await?;
         show(session, shell, &lines);
         Ok(Outcome::Done)
     }
+}
+
+/// The context of a machine whose engine answers, brought up to date.
+async fn context(session: &Session, name: &str) -> Result<String> {
+    let forge = session.reader()?;
+    live_url(&forge, &Record::load(&forge.store, name)?).await?;
+    use_::made(session, &use_::docker()?, name, "env").await
 }
 
 /// Refuses docker-machine's `--swarm`: what it led to was another program.

@@ -26,6 +26,7 @@ mod ssh;
 mod ssh_config;
 mod table;
 mod tree;
+mod use_;
 mod version;
 mod wait;
 mod where_is;
@@ -108,6 +109,7 @@ enum Commands {
     Env(env::Env),
     Active(active::Active),
     Config(config::Config),
+    Use(use_::Use),
     Ssh(ssh::Ssh),
     SshConfig(ssh_config::SshConfig),
     Ip(where_is::Ip),
@@ -439,6 +441,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Env(command) => command.run(&session).await,
         Commands::Active(command) => command.run(&session),
         Commands::Config(command) => command.run(&session).await,
+        Commands::Use(command) => command.run(&session).await,
         Commands::Ssh(command) => command.run(&session).await,
         Commands::SshConfig(command) => command.run(&session),
         Commands::Ip(command) => command.run(&session).await,

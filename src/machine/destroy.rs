@@ -5,6 +5,7 @@ use std::fs;
 use forge_driver::{Claim, Driver, Error, Kind, Result};
 
 use super::{Forge, Record, record};
+use crate::context;
 use crate::registry;
 use crate::store;
 
@@ -27,6 +28,7 @@ pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
     {
         driver.release_shared(&nic.network).await?;
     }
+    leave_docker(forge, &record.name).await;
     forget(forge, &record.name)?;
     forge.events.finished("removed", true).await;
     Ok(())
@@ -53,9 +55,21 @@ pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
             driver.destroy(claim).await?;
         }
     }
+    leave_docker(forge, name).await;
     forget(forge, name)?;
     forge.events.finished("removed", true).await;
     Ok(())
+}
+
+/// Takes the machine out of docker's contexts. What lies in docker's folder keeps no machine from going.
+async fn leave_docker(forge: &Forge, name: &str) {
+    if let Err(error) = context::forget(&forge.store, name) {
+        let text = format!(
+            "docker's context of machine `{name}` stays: {}",
+            error.line()
+        );
+        forge.events.warning(text).await;
+    }
 }
 
 /// The machines that a driver made under this name and that no record knows.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::access::Connection;
 use super::{Forge, Record, Stage};
 use crate::ca::{self, Authority};
+use crate::context;
 use crate::engine::{self, server_name};
 use crate::interrupt;
 use crate::playbook::{self, Secrets, Status, Vars};
@@ -117,7 +118,10 @@ pub async fn prove(
             Err(error) => Err(error),
         };
         match answer {
-            Ok(version) => return Ok(version),
+            Ok(version) => {
+                follow(forge, record).await;
+                return Ok(version);
+            }
             Err(error) if Instant::now() >= deadline => {
                 return Err(error
                     .context(format!(
@@ -146,6 +150,18 @@ pub async fn prove(
             }
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// What leads docker to a machine follows whenever its engine was proven.
+async fn follow(forge: &Forge, record: &Record) {
+    if let Err(error) = context::follow(&forge.store, record) {
+        let name = &record.name;
+        let text = format!(
+            "docker's context of machine `{name}` is out of date: {}",
+            error.line()
+        );
+        forge.events.warning(text).await;
     }
 }
 
