@@ -535,17 +535,33 @@ fn publish_says_where_each_port_is_reached() {
 }
 
 #[test]
-fn a_removal_without_a_terminal_asks_for_the_word() {
+fn a_removal_wants_an_answer_or_the_word() {
     let lab = made();
+    let asks = "Remove n1 and all data on their disks? [y/N] ";
     lab.forge("rm n1").says(
         2,
         "",
-        "error: Remove n1 and all data on their disks? There is no terminal to ask on\nhint: give `--yes` when that is what you want\n",
+        &format!("{asks}\nerror: nothing was changed: there was no answer\nhint: give `--yes` when that is what you want\n"),
     );
+    for answer in ["n\n", "\n", "nay\n", "y n\n"] {
+        lab.forge("rm n1").given(answer).says(
+            1,
+            "",
+            &format!("{asks}\nerror: nothing was changed: the answer was not yes\n"),
+        );
+    }
     lab.forge("ls -q").says(0, "n1\n", "");
     lab.forge("rm -y n1")
         .says(0, "", "n1: removing\nn1: removed\n");
     lab.forge("ls -q").says(0, "", "");
+    for answer in ["y\n", "Yes"] {
+        lab.forge("create n1").ok();
+        lab.forge("rm n1").given(answer).says(
+            0,
+            "",
+            &format!("{asks}\nn1: removing\nn1: removed\n"),
+        );
+    }
 }
 
 #[test]

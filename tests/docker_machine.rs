@@ -106,12 +106,24 @@ fn a_machine_is_created_and_ended_in_docker_machines_words() {
         "",
     );
     lab.provider_is_empty("removed");
-    // What docker-machine did not do is told as forge tells it.
     lab.forge("create n2").ok();
     docker_machine(&lab, "provision n2").says(
         0,
+        "Waiting for SSH to be available...\nDetecting the provisioner...\n",
         "",
-        "n2: connecting\nn2: provisioning\nn2: ready, engine 0.0.0 (nothing to change)\n",
+    );
+    docker_machine(&lab, "stop n2").ok();
+    docker_machine(&lab, "restart n2").says(
+        0,
+        "Restarting \"n2\"...\nStarting \"n2\"...\nMachine \"n2\" was started.\nRestarted machines may have new IP addresses. You may need to re-run the `docker-machine env` command.\n",
+        "",
+    );
+    // What docker-machine did not do is told as forge tells it.
+    let published = docker_machine(&lab, "publish n2 18080").ok();
+    assert!(
+        published.stdout.starts_with("n2 18080 -> "),
+        "{}",
+        published.stdout
     );
 }
 

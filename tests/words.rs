@@ -435,3 +435,100 @@ fn each_of_several_that_are_not_there_is_told() {
         );
     }
 }
+
+#[test]
+fn a_forced_removal_forgets_what_the_provider_keeps_and_names_its_claim() {
+    let lab = made("n1 n2 n3");
+    let claim = |name: &str| {
+        let record = lab.record(name);
+        record["claim"].as_str().expect("a claim").to_owned()
+    };
+    let (one, two, three) = (claim("n1"), claim("n2"), claim("n3"));
+    lab.turn(Knob::Down, true);
+    let left = |name: &str, claim: &str| {
+        format!(
+            "warning: machine `{name}` is removed here alone; what driver `fake` has of it may be left, it carries the claim {claim}: the provider is down\n"
+        )
+    };
+    lab.forge("rm -y n1").run().code(1);
+    lab.forge("ls -q").says(0, "n1\nn2\nn3\n", "");
+    lab.forge("rm -f n1").says(
+        0,
+        "",
+        &format!("n1: removing\n{}n1: removed\n", left("n1", &one)),
+    );
+    docker_machine(&lab, "rm -f n2").says(
+        0,
+        "About to remove n2\nWARNING: This action will delete both local reference and remote instance.\nSuccessfully removed n2\n",
+        &left("n2", &two),
+    );
+    // A record that cannot be read still shows whose machine it was.
+    let path = lab.home.join("machines/n3/machine.json");
+    let text = fs::read_to_string(&path).expect("a record");
+    let (whole, _) = text.split_at(text.len() / 2);
+    fs::write(&path, whole).expect("cut off");
+    let ended = lab.forge("rm -f n3").ok();
+    assert!(
+        ended.stderr.contains(&left("n3", &three)),
+        "{}",
+        ended.stderr
+    );
+    lab.forge("ls -q").says(0, "", "");
+    lab.turn(Knob::Down, false);
+    assert_eq!(lab.provider.vms().expect("the provider").len(), 3);
+    // Their names are free.
+    lab.forge("create n1").ok();
+}
+
+#[test]
+fn a_forced_removal_of_what_is_not_there_succeeds() {
+    let lab = made("n1");
+    let before = "About to remove x, n1\nWARNING: This action will delete both local reference and remote instance.\n";
+    let missing = "Error removing host \"x\": Docker machine \"x\" does not exist. Use \"docker-machine ls\" to list machines. Use \"docker-machine create\" to add a new one.\nCan't remove \"x\"\n";
+    docker_machine(&lab, "rm -f x n1").says(
+        0,
+        &format!("{before}Successfully removed n1\n"),
+        missing,
+    );
+    docker_machine(&Lab::bare(), "rm -f x").says(0, &before.replace(", n1", ""), missing);
+    lab.forge("rm -f x").says(0, "", "");
+}
+
+#[test]
+fn several_machines_are_changed_at_once_and_each_failure_is_a_line() {
+    let lab = made("n1 n2 n3");
+    lab.forge("stop n2").ok();
+    let ended = docker_machine(&lab, "stop n1 n2 n3").run().code(1);
+    assert_eq!(ended.stderr, "Machine \"n2\" is already stopped.\n");
+    let mut said: Vec<&str> = ended.stdout.lines().collect();
+    said.sort_unstable();
+    assert_eq!(
+        said,
+        [
+            "Machine \"n1\" was stopped.",
+            "Machine \"n3\" was stopped.",
+            "Stopping \"n1\"...",
+            "Stopping \"n2\"...",
+            "Stopping \"n3\"...",
+        ]
+    );
+    let ended = docker_machine(&lab, "stop n1 n2").run().code(1);
+    assert_eq!(
+        ended.stderr,
+        "Machine \"n1\" is already stopped.\nMachine \"n2\" is already stopped.\n"
+    );
+    // Under its own name the wish is what counts.
+    lab.forge("stop n1 n2 n3").ok();
+    lab.forge("kill n1").ok();
+    lab.forge("start n1 n2").ok();
+    lab.forge("start n1 n2 n3").ok();
+    lab.forge("status n1 n2 n3")
+        .says(0, "Running\nRunning\nRunning\n", "");
+    for command in ["stop", "start", "restart", "kill", "provision", "rm -y"] {
+        lab.forge(&format!("{command} n1 n1")).ok();
+        if command == "kill" {
+            lab.forge("start n1").ok();
+        }
+    }
+    lab.forge("ls -q").says(0, "n2\nn3\n", "");
+}

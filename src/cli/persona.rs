@@ -145,6 +145,9 @@ pub fn begun(command: &str, machine: &str) -> Option<String> {
         "stop" => format!("Stopping {machine:?}..."),
         "kill" => format!("Killing {machine:?}..."),
         "restart" => format!("Restarting {machine:?}..."),
+        "provision" => {
+            "Waiting for SSH to be available...\nDetecting the provisioner...".to_owned()
+        }
         _ => return None,
     })
 }

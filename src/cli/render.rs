@@ -1,7 +1,7 @@
 //! One task draws: bars on a terminal, plain lines otherwise, JSON lines with `--json`; and keeps the
 //! command's log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -83,6 +83,7 @@ impl Drawing {
             command: command.to_owned(),
             log,
             lines: BTreeMap::new(),
+            off: BTreeSet::new(),
             bars: (style == Style::Bars)
                 .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5))),
         };
@@ -130,6 +131,8 @@ struct Canvas {
     log: File,
     lines: BTreeMap<String, Line>,
     bars: Option<MultiProgress>,
+    /// The machines that a restart found off.
+    off: BTreeSet<String>,
 }
 
 async fn draw(mut canvas: Canvas, mut receiver: mpsc::Receiver<Event>) {
@@ -215,7 +218,7 @@ impl Canvas {
     }
 
     /// Says what docker-machine said when its work on a machine began and when it was done.
-    fn words(&self, event: &Event) {
+    fn words(&mut self, event: &Event) {
         let (machine, done) = match event {
             Event::Step {
                 machine: Some(machine),
@@ -228,8 +231,17 @@ impl Canvas {
         };
         let begins = !self.lines.contains_key(machine);
         let begun = persona::begun(&self.command, machine).filter(|_| begins);
+        let mut started = None;
+        if self.command == "restart" && matches!(event, Event::Finished { .. }) {
+            // A machine that was off had nothing to be stopped, and is started.
+            if !done && self.off.insert(machine.clone()) {
+                started = persona::begun("start", machine);
+            } else if done && self.off.contains(machine) {
+                started = persona::done("start", machine);
+            }
+        }
         let done = persona::done(&self.command, machine).filter(|_| done);
-        for line in [begun, done].into_iter().flatten() {
+        for line in [begun, started, done].into_iter().flatten() {
             // Whoever reads it may have gone.
             let _ = writeln!(std::io::stdout(), "{line}");
         }

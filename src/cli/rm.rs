@@ -14,7 +14,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 use super::create::conclude;
 use super::persona::Persona;
 use super::power::summary;
-use super::{Outcome, Session};
+use super::{Outcome, Session, report};
 
 /// Remove machines with their disks
 #[derive(Args)]
@@ -25,7 +25,8 @@ pub struct Rm {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Do not ask, succeed for machines that do not exist, and remove also what is damaged or belongs to a cluster
+    /// Do not ask, succeed for machines that do not exist, and remove also what is damaged or belongs to a cluster; what
+    /// the provider could not remove is forgotten here, and told
     #[arg(short, long)]
     force: bool,
 }
@@ -44,9 +45,12 @@ impl Rm {
             return Ok(Outcome::Done);
         }
         if none_yet && self.force {
+            let nothing: Vec<_> = names.into_iter().map(|name| (name, Ok(false))).collect();
             if session.json() {
-                let nothing: Vec<_> = names.into_iter().map(|name| (name, Ok(false))).collect();
                 println!("{}", summary(&nothing));
+            }
+            if in_other_words {
+                tell_missing(&nothing);
             }
             return Ok(Outcome::Done);
         }
@@ -75,11 +79,25 @@ impl Rm {
         if session.json() {
             println!("{}", summary(&done));
         }
+        if in_other_words && self.force {
+            tell_missing(&done);
+        }
         conclude(
             done.into_iter()
                 .map(|(name, result)| (name, result.map(|_| ())))
                 .collect(),
         )
+    }
+}
+
+/// docker-machine told of machines that were not there, also where it was to succeed.
+fn tell_missing(done: &[(String, Result<bool>)]) {
+    for (name, result) in done {
+        if matches!(result, Ok(false)) {
+            let missing = Error::new(Kind::NotFound, format!("machine `{name}` does not exist"));
+            report::write(&missing.fact(Fact::NoMachine(name.clone())), None);
+            report::note(&format!("Can't remove {name:?}"));
+        }
     }
 }
 
@@ -101,28 +119,31 @@ pub fn distinct(names: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// Asks yes or no on the terminal.
+/// Asks yes or no. A line of any standard input is an answer; its end is none.
 ///
 /// # Errors
-/// [`Kind::Usage`] when there is no terminal to ask on, [`Kind::Failed`] when the answer is no.
+/// [`Kind::Usage`] when there is no answer, [`Kind::Failed`] when it is no.
 pub fn confirm(question: &str) -> Result<()> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("{question} There is no terminal to ask on"),
-        )
-        .hint("give `--yes` when that is what you want"));
-    }
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
     let read = std::io::stdin().read_line(&mut answer);
-    if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
-        return Ok(());
+    // What a terminal shows of an answer ends the line.
+    if !(std::io::stdin().is_terminal() && answer.ends_with('\n')) {
+        let _ = writeln!(std::io::stderr());
     }
-    Err(Error::new(
-        Kind::Failed,
-        "nothing was changed: the answer was not yes",
-    ))
+    let no_answer = || {
+        Error::new(Kind::Usage, "nothing was changed: there was no answer")
+            .hint("give `--yes` when that is what you want")
+    };
+    match read {
+        Ok(0) => Err(no_answer()),
+        Err(error) => Err(no_answer().because(error)),
+        Ok(_) if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") => Ok(()),
+        Ok(_) => Err(Error::new(
+            Kind::Failed,
+            "nothing was changed: the answer was not yes",
+        )),
+    }
 }
 
 /// Removes machines, each under its lock.
@@ -155,12 +176,14 @@ pub async fn remove_all(
                 let forge = forge.of(name);
                 running.spawn(async move {
                     let name = record.name.clone();
-                    let done = destroy::destroy(&forge, record)
-                        .await
-                        .map(|()| true)
-                        .map_err(|error| {
-                            error.context(format!("failed to remove machine `{name}`"))
-                        });
+                    let removed = if force {
+                        destroy::destroy_regardless(&forge, record).await
+                    } else {
+                        destroy::destroy(&forge, record).await
+                    };
+                    let done = removed.map(|()| true).map_err(|error| {
+                        error.context(format!("failed to remove machine `{name}`"))
+                    });
                     (name, done)
                 });
             }
@@ -170,7 +193,7 @@ pub async fn remove_all(
                 if left {
                     done.push((
                         name.clone(),
-                        destroy::destroy_damaged(&forge.of(name), name)
+                        destroy::destroy_damaged(&forge.of(name), name, force)
                             .await
                             .map(|()| true),
                     ));
@@ -181,7 +204,7 @@ pub async fn remove_all(
             Err(_) if force => {
                 done.push((
                     name.clone(),
-                    destroy::destroy_damaged(&forge.of(name), name)
+                    destroy::destroy_damaged(&forge.of(name), name, force)
                         .await
                         .map(|()| true),
                 ));

@@ -15,18 +15,30 @@ use crate::store;
 /// # Errors
 /// When the provider cannot remove it; the record then stays.
 pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
-    forge.events.step("removing", "", None).await;
-    if !record.leaving {
-        record.leaving = true;
-        record.save(&forge.store)?;
-    }
-    let driver = forge.driver(&record)?;
-    driver.destroy(record.claim).await?;
-    // Before the record goes: without it nobody would know of the network any more.
-    if let Some(nic) = &record.placement.nic
-        && !used_by_others(forge, nic.network.id, &record.name)?
-    {
-        driver.release_shared(&nic.network).await?;
+    begin(forge, &mut record).await?;
+    at_the_provider(forge, &record).await?;
+    leave_docker(forge, &record.name).await;
+    forget(forge, &record.name)?;
+    forge.events.finished("removed", true).await;
+    Ok(())
+}
+
+/// Removes a machine also where its provider cannot: what stays there is told, with the claim that it carries, since
+/// nothing here knows of it any more. The caller holds the machine's lock.
+///
+/// # Errors
+/// When the store cannot be written, or the user interrupted.
+pub async fn destroy_regardless(forge: &Forge, mut record: Record) -> Result<()> {
+    begin(forge, &mut record).await?;
+    if let Err(error) = at_the_provider(forge, &record).await {
+        left_behind(
+            forge,
+            &record.name,
+            &record.driver,
+            Some(record.claim),
+            error,
+        )
+        .await?;
     }
     leave_docker(forge, &record.name).await;
     forget(forge, &record.name)?;
@@ -34,25 +46,69 @@ pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
     Ok(())
 }
 
-/// Removes a machine whose record cannot be read, as far as anything of it can be found.
+/// Saves the intent.
+async fn begin(forge: &Forge, record: &mut Record) -> Result<()> {
+    forge.events.step("removing", "", None).await;
+    if !record.leaving {
+        record.leaving = true;
+        record.save(&forge.store)?;
+    }
+    Ok(())
+}
+
+/// Removes what the provider has.
+async fn at_the_provider(forge: &Forge, record: &Record) -> Result<()> {
+    let driver = forge.driver(record)?;
+    driver.destroy(record.claim).await?;
+    // Before the record goes: without it nobody would know of the network any more.
+    if let Some(nic) = &record.placement.nic
+        && !used_by_others(forge, nic.network.id, &record.name)?
+    {
+        driver.release_shared(&nic.network).await?;
+    }
+    Ok(())
+}
+
+/// Tells what a provider may still have; an interrupted removal is none that the provider refused.
+async fn left_behind(
+    forge: &Forge,
+    name: &str,
+    driver: &str,
+    claim: Option<Claim>,
+    error: Error,
+) -> Result<()> {
+    if error.kind() == Kind::Interrupted {
+        return Err(error);
+    }
+    let carrying = claim.map_or_else(
+        || "no claim of it is known".to_owned(),
+        |claim| format!("it carries the claim {claim}"),
+    );
+    forge
+        .events
+        .warning(format!(
+            "machine `{name}` is removed here alone; what driver `{driver}` has of it may be left, {carrying}: {}",
+            error.line()
+        ))
+        .await;
+    Ok(())
+}
+
+/// Removes a machine whose record cannot be read, as far as anything of it can be found; `regardless` of what its
+/// provider could not remove, which is told.
 ///
 /// # Errors
 /// When files cannot be removed, or a provider's remains could not be.
-pub async fn destroy_damaged(forge: &Forge, name: &str) -> Result<()> {
+pub async fn destroy_damaged(forge: &Forge, name: &str, regardless: bool) -> Result<()> {
     forge.events.step("removing what is left", "", None).await;
     let (claim, id) = salvage(forge, name);
     for entry in registry::all()
         .iter()
         .filter(|entry| id.as_deref().is_none_or(|id| id == entry.id))
     {
-        let config = (entry.default)().unwrap_or(serde_json::Value::Null);
-        let driver = registry::open(forge, entry.id, &config)?;
-        let claims = match claim {
-            Some(claim) => vec![claim],
-            None => lost(forge, &*driver, name).await?,
-        };
-        for claim in claims {
-            driver.destroy(claim).await?;
+        match remains(forge, entry, name, claim).await {
+            Err(error) if regardless => left_behind(forge, name, entry.id, claim, error).await?,
+            removed => removed?,
         }
     }
     leave_docker(forge, name).await;
@@ -70,6 +126,25 @@ async fn leave_docker(forge: &Forge, name: &str) {
         );
         forge.events.warning(text).await;
     }
+}
+
+/// Removes what one driver has of a machine whose record cannot be read.
+async fn remains(
+    forge: &Forge,
+    entry: &registry::Entry,
+    name: &str,
+    claim: Option<Claim>,
+) -> Result<()> {
+    let config = (entry.default)().unwrap_or(serde_json::Value::Null);
+    let driver = registry::open(forge, entry.id, &config)?;
+    let claims = match claim {
+        Some(claim) => vec![claim],
+        None => lost(forge, &*driver, name).await?,
+    };
+    for claim in claims {
+        driver.destroy(claim).await?;
+    }
+    Ok(())
 }
 
 /// The machines that a driver made under this name and that no record knows.
