@@ -1,8 +1,13 @@
 //! The certificate authority of a store, and what it signs.
 //!
-//! Keys are ECDSA P-256. The CA and the client pair are made once, under their lock; the client pair is
-//! what a user's `docker` shows, server certificates are what machines show. All files of `certs/` are
-//! written key first, certificate second: a certificate that is there has its key.
+//! Keys are ECDSA P-256. The CA and the client pair are made under their lock; the client pair is what a user's
+//! `docker` shows, server certificates are what machines show. All files of `certs/` are written key first,
+//! certificate second: a certificate that is there has its key.
+//!
+//! What is near its end is made anew: the client pair by itself, since no machine has to hear of it; the CA by a
+//! [`rotation`], after which each machine has to be given a certificate of the new one.
+
+pub mod rotation;
 
 use std::fs;
 use std::net::IpAddr;
@@ -25,8 +30,15 @@ use crate::store::{Store, write_file};
 
 /// The CA lives this long.
 const CA_YEARS: i16 = 10;
-/// Client and server certificates live this long, in days.
+/// Client and server certificates live this long, in days, and never longer than their CA.
 const LEAF_DAYS: i64 = 1095;
+/// What ends within so many days is made anew.
+const RENEW_DAYS: i64 = 30;
+/// A CA that ends within so many days is told of.
+pub(crate) const CA_NEAR_DAYS: i64 = 365;
+
+/// The organization in the names of all certificates.
+const OWNER: &str = "forge";
 
 /// The CA and the client pair.
 pub struct Authority {
@@ -49,19 +61,32 @@ pub struct Issued {
     pub facts: Tls,
 }
 
-/// The authority of this store, made when it is not there yet. Any number of processes may come here
-/// at once: one makes it, the others find it.
+/// The authority that signs from now on, made when it is not there yet, and the client pair, made anew when it is near
+/// its end. A CA that is near its end gives way to a new one. Any number of processes may come here at once: one makes
+/// what is missing, the others find it.
 ///
 /// # Errors
 /// When the lock is not had within `patience`, or files cannot be read or written.
 pub async fn ensure(store: &Store, patience: Duration, events: &Events) -> Result<Authority> {
     let _lock = acquire(store, &Guarded::Ca, patience, events).await?;
-    let folder = store.certs_dir();
-    atomic::private_folder(&folder)?;
+    atomic::private_folder(&store.certs_dir())?;
+    rotation::finish_held(store)?;
+    if !rotation::under_way(store)
+        && let Some(ca) = read(&store.certs_dir().join("ca.pem"))?
+        && due(ends(&ca).map_err(|error| damaged(error, &store.certs_dir()))?)
+    {
+        rotation::begin_held(store)?;
+    }
+    signing(store)
+}
+
+/// The authority that signs from now on. The caller holds the lock of the CA.
+fn signing(store: &Store) -> Result<Authority> {
+    let folder = rotation::folder(store);
     let (ca, ca_key) = match pair(&folder, "ca")? {
         Some(pair) => pair,
         None => {
-            unused(store)?;
+            unused(store, &folder)?;
             let made = make_ca(store)?;
             save_pair(&folder, "ca", "ca-key", &made)?;
             // A client pair of an earlier CA would not be accepted by any machine of this one.
@@ -70,19 +95,8 @@ pub async fn ensure(store: &Store, patience: Duration, events: &Events) -> Resul
         }
     };
     let (client, client_key) = match pair(&folder, "cert")? {
-        Some(pair) => pair,
-        None => {
-            let made = sign(
-                &ca,
-                &ca_key,
-                &[],
-                ExtendedKeyUsagePurpose::ClientAuth,
-                "forge client",
-            )?;
-            let made = (made.0, made.1);
-            save_pair(&folder, "cert", "key", &made)?;
-            made
-        }
+        Some(pair) if !due(ends(&pair.0)?) => pair,
+        _ => make_client(&folder, &ca, &ca_key)?,
     };
     Ok(Authority {
         ca,
@@ -92,10 +106,36 @@ pub async fn ensure(store: &Store, patience: Duration, events: &Events) -> Resul
     })
 }
 
+fn make_client(folder: &Path, ca: &str, ca_key: &Secret) -> Result<(String, Secret)> {
+    let usage = ExtendedKeyUsagePurpose::ClientAuth;
+    let (certificate, key, _) = sign(ca, ca_key, &[], usage, "forge client")?;
+    let made = (certificate, key);
+    save_pair(folder, "cert", "key", &made)?;
+    Ok(made)
+}
+
+/// A new client pair of the CA that signs from now on, whatever the age of the earlier one, which machines accept on.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn renew_client(store: &Store, patience: Duration, events: &Events) -> Result<()> {
+    let authority = ensure(store, patience, events).await?;
+    let _lock = acquire(store, &Guarded::Ca, patience, events).await?;
+    make_client(&rotation::folder(store), &authority.ca, &authority.ca_key).map(|_| ())
+}
+
 impl Authority {
-    /// SHA-256 of the CA's certificate, in hexadecimal.
+    /// The [`fingerprint`] of its CA.
     pub fn fingerprint(&self) -> String {
-        hex(&Sha256::digest(self.ca.as_bytes()))
+        fingerprint(&self.ca)
+    }
+
+    /// Whether its CA ends within a year: each machine has to be given a certificate of another one before that.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when it is damaged.
+    pub fn is_ending(&self) -> Result<bool> {
+        Ok(within(ends(&self.ca)?, CA_NEAR_DAYS))
     }
 
     /// Signs a new server certificate for these names and addresses.
@@ -126,12 +166,28 @@ impl Authority {
     }
 }
 
-/// Refuses to make a new CA where machines trust an earlier one: they would be locked out.
-fn unused(store: &Store) -> Result<()> {
+/// SHA-256 of a CA's certificate (the text of its file), in hexadecimal: as records name it.
+pub fn fingerprint(ca: &str) -> String {
+    hex(&Sha256::digest(ca.as_bytes()))
+}
+
+/// Refuses to make a new CA in `folder` where machines trust an earlier one that was there: they would be locked out.
+fn unused(store: &Store, folder: &Path) -> Result<()> {
+    let lost = match read(&folder.join("ca.pem"))? {
+        Some(ca) => Some(fingerprint(&ca)),
+        // Nobody can trust what was begun a moment ago.
+        None if rotation::under_way(store) => return Ok(()),
+        None => None,
+    };
     let trusting = Record::all(store)?.into_iter().find_map(|(name, record)| {
-        record
-            .is_ok_and(|record| record.tls.is_some())
-            .then_some(name)
+        let tls = record.ok()?.tls?;
+        let trusts = match &lost {
+            Some(lost) => tls.authority == *lost,
+            // A machine that came from elsewhere may trust a CA that never was here.
+            None => read(&store.machine_dir(&name).join("ca.pem"))
+                .is_ok_and(|ca| ca.is_none_or(|ca| is_ours(&ca))),
+        };
+        trusts.then_some(name)
     });
     match trusting {
         None => Ok(()),
@@ -139,11 +195,49 @@ fn unused(store: &Store) -> Result<()> {
             Kind::Corrupt,
             format!(
                 "the CA in `{}` is lost, and machine `{name}` trusts no other",
-                store.certs_dir().display()
+                folder.display()
             ),
         )
-        .hint("put `certs/ca.pem` and `certs/ca-key.pem` back from a backup")),
+        .hint("put `certs/` back from a backup")),
     }
+}
+
+/// Whether forge made this CA, by the name of its owner.
+fn is_ours(ca: &str) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(ca.as_bytes()) else {
+        return false;
+    };
+    pem.parse_x509().is_ok_and(|ca| {
+        ca.subject()
+            .iter_organization()
+            .any(|owner| owner.as_str().is_ok_and(|owner| owner == OWNER))
+    })
+}
+
+/// When a certificate (PEM) ends.
+///
+/// # Errors
+/// [`Kind::Corrupt`] when it is none.
+pub fn ends(certificate: &str) -> Result<Timestamp> {
+    let broken = || Error::new(Kind::Corrupt, "a certificate of the store is damaged");
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
+        .map_err(|error| broken().because(error.to_string()))?;
+    let parsed = pem
+        .parse_x509()
+        .map_err(|error| broken().because(error.to_string()))?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp())
+        .map_err(|error| broken().because(error))
+}
+
+/// Whether what ends then is to be made anew.
+pub fn due(ends: Timestamp) -> bool {
+    within(ends, RENEW_DAYS)
+}
+
+/// Whether it ends within so many days.
+pub fn within(ends: Timestamp, days: i64) -> bool {
+    let until = Timestamp::now().saturating_add((days * 24).hours());
+    ends <= until.unwrap_or(Timestamp::MAX)
 }
 
 /// Whether the certificate and the key at these paths belong together.
@@ -173,15 +267,19 @@ fn pair(folder: &Path, name: &str) -> Result<Option<(String, Secret)>> {
         return Ok(None);
     };
     let key = Secret::new(key);
-    if belong_together(&certificate, &key).map_err(|error| {
-        error
-            .context(format!("failed to read the certificates in `{}`", folder.display()))
-            .hint("put `certs/` back from a backup; machines trust only the CA that they were made with")
-    })? {
-        Ok(Some((certificate, key)))
-    } else {
-        Ok(None)
-    }
+    let together = belong_together(&certificate, &key).map_err(|error| damaged(error, folder))?;
+    Ok(together.then_some((certificate, key)))
+}
+
+fn damaged(error: Error, folder: &Path) -> Error {
+    error
+        .context(format!(
+            "failed to read the certificates in `{}`",
+            folder.display()
+        ))
+        .hint(
+            "put `certs/` back from a backup; machines trust only the CA that they were made with",
+        )
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
@@ -251,7 +349,9 @@ fn sign(
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-    let to = today.saturating_add(LEAF_DAYS.days());
+    // Nobody accepts a certificate whose CA has ended (RFC 5280, section 6.1.3).
+    let last = ends(ca)?.to_zoned(TimeZone::UTC).date();
+    let to = today.saturating_add(LEAF_DAYS.days()).min(last);
     params.not_before = day(today.saturating_sub(1.day()));
     params.not_after = day(to);
     let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
@@ -266,7 +366,7 @@ fn sign(
 
 fn named(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "forge");
+    name.push(DnType::OrganizationName, OWNER);
     // RFC 5280, appendix A: a common name has at most 64 characters.
     name.push(
         DnType::CommonName,

@@ -3,9 +3,7 @@
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::ca::Authority;
 use crate::http::{self, Question, Stream};
 use crate::secret::Secret;
 
@@ -54,65 +51,6 @@ impl Trust {
     pub fn new(ca: &str, client: &str, client_key: &Secret) -> Result<Self> {
         client_config(ca, client, client_key).map(|config| Self(Arc::new(config)))
     }
-
-    /// The store's own.
-    ///
-    /// # Errors
-    /// As [`Trust::new`].
-    pub fn of(authority: &Authority) -> Result<Self> {
-        Self::new(&authority.ca, &authority.client, &authority.client_key)
-    }
-}
-
-/// What lies in a machine's folder for its clients: whom they trust and what they show. A user's `docker` reads the same
-/// files, so what is asked with them tells how that will fare.
-pub struct ClientFiles {
-    /// PEM.
-    pub ca: String,
-    /// PEM.
-    pub client: String,
-    /// PEM.
-    pub key: Secret,
-}
-
-impl ClientFiles {
-    /// Those in `folder`.
-    ///
-    /// # Errors
-    /// When one of them cannot be read.
-    pub fn of(folder: &Path) -> Result<Self> {
-        let read = |file: &str| {
-            fs::read_to_string(folder.join(file)).or_fail(Kind::Io, || {
-                format!("failed to read `{}`", folder.join(file).display())
-            })
-        };
-        Ok(Self {
-            ca: read("ca.pem")?,
-            client: read("cert.pem")?,
-            key: Secret::new(read("key.pem")?),
-        })
-    }
-
-    /// As [`Trust::new`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn trust(&self) -> Result<Trust> {
-        Trust::new(&self.ca, &self.client, &self.key)
-    }
-}
-
-/// Asks the engine behind `stream` for its version, proving both sides by certificates of the store.
-///
-/// # Errors
-/// As [`version_trusting`].
-pub async fn version(
-    stream: impl Stream + 'static,
-    name: &str,
-    authority: &Authority,
-    deadline: Duration,
-) -> Result<Version> {
-    version_trusting(stream, name, &Trust::of(authority)?, deadline).await
 }
 
 /// Asks the engine behind `stream` for its version, proving both sides by certificates.
@@ -120,7 +58,7 @@ pub async fn version(
 /// # Errors
 /// [`Kind::Refused`] when the handshake fails, [`Kind::Timeout`] at the deadline, [`Kind::Invalid`]
 /// for an answer that is not an engine's.
-pub async fn version_trusting(
+pub async fn version(
     stream: impl Stream + 'static,
     name: &str,
     trust: &Trust,
@@ -188,7 +126,9 @@ fn client_config(ca: &str, client: &str, client_key: &Secret) -> Result<ClientCo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ca::Authority;
     use crate::event::Events;
+    use crate::machine::tls::ClientFiles;
     use crate::store::Store;
     use rustls::ServerConfig;
     use rustls::server::WebPkiClientVerifier;
@@ -234,6 +174,10 @@ mod tests {
         ours
     }
 
+    fn trust(authority: &Authority) -> Trust {
+        ClientFiles::of(authority).trust().expect("sound")
+    }
+
     async fn authority() -> (tempfile::TempDir, Authority) {
         let folder = tempfile::tempdir().expect("folder");
         let store = Store::open(folder.path()).expect("store");
@@ -249,9 +193,14 @@ mod tests {
     async fn an_engine_with_our_certificate_answers() {
         let (_folder, authority) = authority().await;
         let stream = engine(&authority, &["127.133.7.101", "n1"], ANSWER);
-        let version = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
-            .await
-            .expect("version");
+        let version = version(
+            stream,
+            "127.133.7.101",
+            &trust(&authority),
+            Duration::from_secs(5),
+        )
+        .await
+        .expect("version");
         assert_eq!(version.version, "20.10.24");
         assert_eq!(version.api, "1.41");
     }
@@ -260,9 +209,14 @@ mod tests {
     async fn a_certificate_for_another_address_is_refused() {
         let (_folder, authority) = authority().await;
         let stream = engine(&authority, &["127.133.7.102", "n2"], ANSWER);
-        let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
-            .await
-            .expect_err("another machine");
+        let error = version(
+            stream,
+            "127.133.7.101",
+            &trust(&authority),
+            Duration::from_secs(5),
+        )
+        .await
+        .expect_err("another machine");
         assert_eq!(error.kind(), Kind::Refused);
     }
 
@@ -271,9 +225,14 @@ mod tests {
         let (_a, ours) = authority().await;
         let (_b, theirs) = authority().await;
         let stream = engine(&theirs, &["127.133.7.101"], ANSWER);
-        let error = version(stream, "127.133.7.101", &ours, Duration::from_secs(5))
-            .await
-            .expect_err("another store");
+        let error = version(
+            stream,
+            "127.133.7.101",
+            &trust(&ours),
+            Duration::from_secs(5),
+        )
+        .await
+        .expect_err("another store");
         assert_eq!(error.kind(), Kind::Refused);
     }
 
@@ -285,9 +244,14 @@ mod tests {
             &["127.133.7.101"],
             b"HTTP/1.0 503 Busy\r\n\r\n{}",
         );
-        let error = version(stream, "127.133.7.101", &authority, Duration::from_secs(5))
-            .await
-            .expect_err("503");
+        let error = version(
+            stream,
+            "127.133.7.101",
+            &trust(&authority),
+            Duration::from_secs(5),
+        )
+        .await
+        .expect_err("503");
         assert_eq!(error.causes(), ["its status is 503 Service Unavailable"]);
     }
 }

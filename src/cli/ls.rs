@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgMatches, Args};
 use forge::machine::companions::Config;
 use forge::machine::survey::{Condition, Depth, Heard, names, survey};
+use forge::machine::tls::{self, Ending};
 use forge::machine::{Forge, Record, Stage};
 use forge::place::Role;
 use forge::store::Store;
@@ -61,6 +62,8 @@ struct Row {
     name: String,
     /// With what was heard of it.
     found: Result<(Record, Heard)>,
+    /// The certificate that is near its end.
+    ending: Option<Ending>,
     /// What docker-machine kept of it as `HostOptions`.
     options: Value,
     columns: Persona,
@@ -176,9 +179,16 @@ async fn rows(
             Ok((record, _)) => options(record, &forge.store)?,
             Err(_) => Value::Null,
         };
+        let ending = match &found {
+            Ok((record, _)) if depth > Depth::Records && record.stage == Stage::Ready => {
+                tls::ending(&forge.store, record)
+            }
+            _ => None,
+        };
         rows.push(Row {
             name,
             found,
+            ending,
             options,
             columns,
         });
@@ -325,12 +335,16 @@ impl Row {
                 None => format!("{}: `forge create {name}` goes on", record.stage),
             };
         }
-        match &heard.trouble {
-            Some(trouble) => trouble.clone(),
-            None if heard.condition == Condition::Told(State::Absent) => {
+        let told = |ending: &Ending| format!("{ending}: {}", ending.remedy(name));
+        match (&heard.trouble, &self.ending) {
+            // That is why nothing else works.
+            (_, Some(ending)) if ending.over() => told(ending),
+            (Some(trouble), _) => trouble.clone(),
+            (None, _) if heard.condition == Condition::Told(State::Absent) => {
                 "the virtual machine is gone".to_owned()
             }
-            None => String::new(),
+            (None, Some(ending)) => told(ending),
+            (None, None) => String::new(),
         }
     }
 

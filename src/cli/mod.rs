@@ -18,6 +18,7 @@ mod persona;
 mod power;
 mod provision;
 mod publish;
+mod regenerate;
 mod render;
 mod report;
 mod rm;
@@ -122,6 +123,7 @@ enum Commands {
     Kill(power::Kill),
     Provision(provision::Provision),
     Publish(publish::Publish),
+    RegenerateCerts(regenerate::RegenerateCerts),
     Logs(logs::Logs),
     Rm(rm::Rm),
     /// Form and keep clusters
@@ -454,6 +456,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Kill(command) => command.run(&session).await,
         Commands::Provision(command) => command.run(&session).await,
         Commands::Publish(command) => command.run(&session).await,
+        Commands::RegenerateCerts(command) => command.run(&session).await,
         Commands::Logs(command) => command.run(&session).await,
         Commands::Rm(command) => command.run(&session).await,
         Commands::Cluster(command) => command.run(&session, leaf(matches)).await,

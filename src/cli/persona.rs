@@ -106,11 +106,16 @@ impl Persona {
         if sure {
             return true;
         }
+        self.ask("Are you sure?").unwrap_or(false)
+    }
+
+    /// Asks as docker-machine did (`confirmInput`): a line of any standard input is an answer; `None` where there is none.
+    pub fn ask(self, question: &str) -> Option<bool> {
         let mut out = std::io::stdout();
-        let _ = write!(out, "Are you sure? (y/n): ").and_then(|()| out.flush());
+        let _ = write!(out, "{question} (y/n): ").and_then(|()| out.flush());
         let mut answer = String::new();
-        let read = std::io::stdin().read_line(&mut answer);
-        read.is_ok() && yes(&answer)
+        std::io::stdin().read_line(&mut answer).ok()?;
+        (!answer.trim().is_empty()).then(|| yes(&answer))
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 use forge::machine::survey::{Condition, Depth, Heard, survey};
-use forge::machine::{Forge, Record, live};
+use forge::machine::{Forge, Record, live, renew};
 use forge::store::Store;
 use forge_driver::{Error, Fact, Kind, Result, State};
 use futures_util::StreamExt;
@@ -133,8 +133,20 @@ pub async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
 /// As [`running_url`], and when it does not answer.
 pub async fn live_url(forge: &Forge, record: &Record) -> Result<String> {
     let url = running_url(forge, record).await?;
+    lasting(forge, record).await?;
     live::engine(forge, record).await?;
     Ok(url)
+}
+
+/// Tells of a certificate that is near its end, for commands whose output leads a client to the engine.
+///
+/// # Errors
+/// When it has ended.
+async fn lasting(forge: &Forge, record: &Record) -> Result<()> {
+    if let Some(warning) = renew::lasting(forge, record).await? {
+        report::note(&format!("warning: {warning}"));
+    }
+    Ok(())
 }
 
 /// Print the power state of a machine

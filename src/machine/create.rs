@@ -139,6 +139,7 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         },
         instance: None,
         tls: None,
+        renewing: None,
         engine: EngineOptions::default(),
         sans: Vec::new(),
         published,

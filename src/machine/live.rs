@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use forge_driver::{Error, Fact, Kind, Result, State};
 
+use super::tls::ClientFiles;
 use super::{Forge, Record, power, state};
-use crate::engine::{self, ClientFiles, Version, server_name};
+use crate::engine::{self, Version, server_name};
 
 /// An engine that is up answers within this time, on a busy machine, too.
 const WAIT: Duration = Duration::from_secs(20);
@@ -38,10 +39,10 @@ pub async fn engine(forge: &Forge, record: &Record) -> Result<Version> {
     let address = record.endpoints()?.engine;
     let wait = WAIT.min(forge.patience);
     let answer = async {
-        let trust = ClientFiles::of(&forge.store.machine_dir(&record.name))?.trust()?;
+        let trust = ClientFiles::beside(&forge.store, &record.name)?.trust()?;
         let stream = forge.access(record)?.engine(record, wait).await?;
         let name = server_name(&record.name, address.ip());
-        engine::version_trusting(stream, &name, &trust, wait).await
+        engine::version(stream, &name, &trust, wait).await
     };
     answer.await.map_err(|error| {
         let fact = Fact::NoTls(address.to_string(), error.line());

@@ -13,8 +13,10 @@ pub mod provision;
 pub mod publish;
 mod reach;
 pub mod record;
+pub mod renew;
 mod seed;
 pub mod survey;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use forge_driver::{Driver, Error, Kind, Power, Result, State};
 use tokio::time::{Instant, sleep};
 
+use super::tls::ClientFiles;
 use super::{Forge, Record, Stage, provision, reach, state};
-use crate::ca;
+use crate::cluster;
 
 /// The provider is asked this often while a machine goes down.
 const POLL: Duration = Duration::from_millis(250);
@@ -20,8 +21,14 @@ pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
     let driver = forge.driver(record)?;
     let was = state(&*driver, record).await?;
     let (record, connection) = reach::reach(forge, &*driver, record).await?;
-    let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
-    provision::prove(forge, &record, &authority).await?;
+    if record.renewing.is_some() {
+        // Which of its certificates the machine has is not known.
+        let peers = cluster::record::peers(&forge.store, &record)?;
+        provision::apply(forge, record, &connection, &peers).await?;
+    } else {
+        let client = ClientFiles::beside(&forge.store, &record.name)?;
+        provision::prove(forge, &record, &client.trust()?).await?;
+    }
     drop(connection);
     let changed = was != State::Running;
     forge.events.finished("running", changed).await;

@@ -1,25 +1,20 @@
 //! Provisioning: from a machine that answers SSH to one with an engine and TLS.
 
-use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use forge_driver::Result;
-use jiff::{Timestamp, ToSpan};
 use tokio::time::Instant;
 
 use super::access::Connection;
-use super::{Forge, Record, Stage};
-use crate::ca::{self, Authority};
+use super::renew::{self, Papers};
+use super::{Forge, Record, Stage, tls};
+use crate::ca;
 use crate::context;
-use crate::engine::{self, server_name};
+use crate::engine::{self, Trust, server_name};
 use crate::interrupt;
 use crate::playbook::{self, Secrets, Status, Vars};
-use crate::secret::Secret;
-use crate::store::write_file;
 
-/// A certificate that expires within this many days is made anew.
-const RENEW_DAYS: i64 = 30;
 /// The engine answers over TLS within this time once its playbook is done, or its machine has booted: a
 /// manager that lost its power looks for the others first.
 const ENGINE_WAIT: Duration = Duration::from_secs(180);
@@ -51,7 +46,7 @@ pub async fn apply(
     peers: &[IpAddr],
 ) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
-    let (mut record, server) = certificate(forge, record, &authority)?;
+    let (record, papers) = renew::papers(forge, record, &authority)?;
     let start = Instant::now();
     forge
         .events
@@ -61,7 +56,7 @@ pub async fn apply(
             Some(start + forge.patience),
         )
         .await;
-    let job = job(forge, &record, &authority, &server, peers, false)?;
+    let job = job(forge, &record, &papers, peers, false)?;
     let events = forge.events.clone();
     let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
         if step.status != Status::Ok && step.status != Status::Skipped {
@@ -73,8 +68,19 @@ pub async fn apply(
     })
     .await?;
     forge.events.span("provision", start.elapsed()).await;
-    let version = prove(forge, &record, &authority).await?;
-    let mut changed = report.changed();
+    let version = prove(forge, &record, &papers.client.trust()?).await?;
+    let mut record = renew::settle(forge, record, &papers)?;
+    if papers.fresh {
+        follow(forge, &record).await;
+    }
+    if let Some(ending) = tls::ending(&forge.store, &record) {
+        let (name, remedy) = (&record.name, ending.remedy(&record.name));
+        forge
+            .events
+            .warning(format!("machine `{name}`: {ending}; {remedy}"))
+            .await;
+    }
+    let mut changed = report.changed() + usize::from(papers.fresh);
     let regrouped = report
         .steps
         .iter()
@@ -99,11 +105,7 @@ pub async fn apply(
 ///
 /// # Errors
 /// The last reason why it did not.
-pub async fn prove(
-    forge: &Forge,
-    record: &Record,
-    authority: &Authority,
-) -> Result<engine::Version> {
+pub async fn prove(forge: &Forge, record: &Record, trust: &Trust) -> Result<engine::Version> {
     let access = forge.access(record)?;
     let address = record.endpoints()?.engine;
     let name = server_name(&record.name, address.ip());
@@ -114,7 +116,7 @@ pub async fn prove(
             .saturating_duration_since(Instant::now())
             .clamp(Duration::from_secs(1), ENGINE_ATTEMPT);
         let answer = match access.engine(record, within).await {
-            Ok(stream) => engine::version(stream, &name, authority, within).await,
+            Ok(stream) => engine::version(stream, &name, trust, within).await,
             Err(error) => Err(error),
         };
         match answer {
@@ -154,7 +156,7 @@ pub async fn prove(
 }
 
 /// What leads docker to a machine follows whenever its engine was proven.
-async fn follow(forge: &Forge, record: &Record) {
+pub(super) async fn follow(forge: &Forge, record: &Record) {
     if let Err(error) = context::follow(&forge.store, record) {
         let name = &record.name;
         let text = format!(
@@ -165,59 +167,11 @@ async fn follow(forge: &Forge, record: &Record) {
     }
 }
 
-/// The server certificate and key of a machine: what lies beside the record when it still serves, else
-/// new ones. Also puts the client's files there, for `DOCKER_CERT_PATH`.
-fn certificate(
-    forge: &Forge,
-    mut record: Record,
-    authority: &Authority,
-) -> Result<(Record, (String, Secret))> {
-    let folder = forge.store.machine_dir(&record.name);
-    for (name, text, mode) in [
-        ("ca.pem", authority.ca.as_str(), 0o644),
-        ("cert.pem", authority.client.as_str(), 0o644),
-        ("key.pem", authority.client_key.expose(), 0o600),
-    ] {
-        keep(&folder.join(name), text, mode)?;
-    }
-    let names = record.certificate_names()?;
-    let paths = (folder.join("server.pem"), folder.join("server-key.pem"));
-    let renew = Timestamp::now()
-        .saturating_add((RENEW_DAYS * 24).hours())
-        .unwrap_or(Timestamp::MAX);
-    let serves = record.tls.as_ref().is_some_and(|tls| {
-        tls.names == names && tls.authority == authority.fingerprint() && tls.expires > renew
-    });
-    if serves
-        && let (Ok(certificate), Ok(key)) =
-            (fs::read_to_string(&paths.0), fs::read_to_string(&paths.1))
-    {
-        let key = Secret::new(key);
-        if ca::belong_together(&certificate, &key)? {
-            return Ok((record, (certificate, key)));
-        }
-    }
-    let issued = authority.issue(&names)?;
-    write_file(&paths.1, issued.key.expose().as_bytes(), 0o600)?;
-    write_file(&paths.0, issued.certificate.as_bytes(), 0o644)?;
-    record.tls = Some(issued.facts);
-    record.save(&forge.store)?;
-    Ok((record, (issued.certificate, issued.key)))
-}
-
-fn keep(path: &std::path::Path, text: &str, mode: u32) -> Result<()> {
-    if fs::read_to_string(path).is_ok_and(|found| found == text) {
-        return Ok(());
-    }
-    write_file(path, text.as_bytes(), mode)
-}
-
 /// Everything that a container host of forge's is, as one script.
 fn job(
     forge: &Forge,
     record: &Record,
-    authority: &Authority,
-    server: &(String, Secret),
+    papers: &Papers,
     peers: &[IpAddr],
     dry_run: bool,
 ) -> Result<playbook::Job> {
@@ -241,9 +195,9 @@ fn job(
     let firewall_vars = Vars::new().with("peers", others);
     let docker_vars = Vars::new()
         .with("user", &record.ssh.user)
-        .with("ca", &authority.ca)
-        .with("certificate", &server.0);
-    let secrets = Secrets::new().with("server_key", Secret::new(server.1.expose()));
+        .with("ca", &papers.client.ca)
+        .with("certificate", &papers.server);
+    let secrets = Secrets::new().with("server_key", papers.server_key.clone());
     playbook::compile(
         &[
             (&kernel, &nothing),

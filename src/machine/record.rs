@@ -74,6 +74,9 @@ pub struct Record {
     pub instance: Option<Instance>,
     /// The server certificate that the engine was given.
     pub tls: Option<Tls>,
+    /// The one that is on its way to take its place; saved before the machine is given it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewing: Option<Tls>,
     /// What the engine is to be told.
     #[serde(default)]
     pub engine: EngineOptions,

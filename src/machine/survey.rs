@@ -11,13 +11,13 @@ use std::time::Duration;
 use forge_driver::{Claim, Error, Instance, Kind, Observation, Result, State};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::tls::ClientFiles;
 use super::{Forge, Record, Stage};
-use crate::engine::{self, ClientFiles, Trust, server_name};
+use crate::engine::{self, Trust, server_name};
 use crate::registry;
 use crate::store::Store;
 
@@ -289,18 +289,13 @@ impl Line {
         let address = record.endpoints()?.engine;
         let stream = forge.access(record)?.engine(record, wait).await?;
         let name = server_name(&record.name, address.ip());
-        engine::version_trusting(stream, &name, &trust, wait).await
+        engine::version(stream, &name, &trust, wait).await
     }
 
     /// The machine's own files, which a user's `docker` shows, too.
     fn trust(&self, store: &Store, name: &str) -> Result<Trust> {
-        let files = ClientFiles::of(&store.machine_dir(name))?;
-        let mut digest = Sha256::new();
-        for text in [files.ca.as_str(), files.client.as_str(), files.key.expose()] {
-            digest.update(text);
-            digest.update([0]);
-        }
-        let digest: [u8; 32] = digest.finalize().into();
+        let files = ClientFiles::beside(store, name)?;
+        let digest = files.digest();
         let mut trusts = self.trusts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = trusts.get(&digest) {
             return Ok(known.clone());

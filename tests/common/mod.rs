@@ -2,7 +2,9 @@
 
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
+pub mod certificates;
 pub mod points;
+pub mod stores;
 
 use std::collections::BTreeMap;
 use std::fs;
