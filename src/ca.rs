@@ -9,6 +9,8 @@
 
 pub mod rotation;
 
+mod given;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -27,6 +29,8 @@ use crate::machine::{Record, Tls};
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, acquire};
 use crate::store::{Store, write_file};
+
+pub use given::Given;
 
 /// The CA lives this long.
 const CA_YEARS: i16 = 10;

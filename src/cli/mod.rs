@@ -2,6 +2,7 @@
 
 mod active;
 mod argv;
+mod authority;
 mod cluster;
 mod completions;
 mod config;
@@ -101,6 +102,8 @@ pub struct Global {
         hide_env_values = true
     )]
     templates_dir: Option<PathBuf>,
+    #[command(flatten)]
+    tls: authority::TlsFiles,
 }
 
 #[derive(Subcommand)]
@@ -437,6 +440,9 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         persona,
         picked,
     };
+    if let Err(error) = authority::settle(&session, matches).await {
+        return report::failed(&error, None);
+    }
     let done = match cli.command {
         Commands::Create(command) => command.run(&session, leaf(matches)).await,
         Commands::Ls(command) => command.run(&session, leaf(matches)).await,
