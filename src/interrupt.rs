@@ -9,6 +9,18 @@ use forge_driver::{Error, Kind, Result};
 
 static WISHED: AtomicBool = AtomicBool::new(false);
 
+static PASSED_ON: AtomicBool = AtomicBool::new(false);
+
+/// From now on signals are for what runs on a machine, and say nothing of this program.
+pub fn pass_on() {
+    PASSED_ON.store(true, Ordering::SeqCst);
+}
+
+/// Whether [`pass_on`] was called.
+pub fn passed_on() -> bool {
+    PASSED_ON.load(Ordering::SeqCst)
+}
+
 /// Notes the wish. Whether it was noted before.
 pub fn request() -> bool {
     WISHED.swap(true, Ordering::SeqCst)

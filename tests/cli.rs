@@ -462,7 +462,7 @@ fn ssh_config_is_a_section_for_plain_ssh() {
         .to_owned();
     let ip = lab.address("n1");
     let text = format!(
-        "Host n1\n  HostName {ip}\n  Port {port}\n  User forge\n  IdentityFile \"HOME/machines/n1/id_ed25519\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"HOME/machines/n1/known_hosts\"\n  StrictHostKeyChecking yes\n\n"
+        "Host n1\n  HostName {ip}\n  Port {port}\n  User forge\n  IdentityFile \"HOME/machines/n1/id_ed25519\"\n  IdentitiesOnly yes\n  PreferredAuthentications publickey\n  UserKnownHostsFile \"HOME/machines/n1/known_hosts\"\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n\n"
     );
     lab.forge("ssh-config n1").says(0, &text, "");
     lab.forge("ssh-config").says(0, &text, "");

@@ -58,6 +58,63 @@ pub fn rewritten(whole: &Command, words: Vec<OsString>) -> Rewritten {
     }
 }
 
+/// Puts `--` behind the machine of an `ssh`: what follows it is for another program, also where it looks like an option
+/// of this one.
+pub fn sealed(whole: &Command, mut words: Vec<OsString>) -> Vec<OsString> {
+    let mut command = whole;
+    let mut at = 1;
+    while let Some(word) = words.get(at) {
+        at += 1;
+        if word == "--" {
+            break;
+        }
+        if flag(word).is_some() {
+            at += usize::from(wants_next(whole, command, word));
+        } else if command.get_name() == "ssh" {
+            if at < words.len() {
+                words.insert(at, "--".into());
+            }
+            break;
+        } else {
+            match whole.find_subcommand(word) {
+                Some(inner) if inner.get_name() == "ssh" => command = inner,
+                _ => break,
+            }
+        }
+    }
+    words
+}
+
+/// Whether an option, as the parser reads it, takes the next word for its value.
+fn wants_next(whole: &Command, command: &Command, word: &OsStr) -> bool {
+    let Some(text) = word.to_str() else {
+        return false;
+    };
+    let takes = |name: &str| {
+        let globals = whole
+            .get_arguments()
+            .filter(|option| option.is_global_set());
+        let option = command
+            .get_arguments()
+            .chain(globals)
+            .find(|option| form(option, name).is_some());
+        option.is_some_and(|option| {
+            option.get_action().takes_values() && !option.is_require_equals_set()
+        })
+    };
+    match text.strip_prefix("--") {
+        Some(long) => !long.contains('=') && takes(long),
+        None => {
+            let letters = text.trim_start_matches('-');
+            let taking = letters
+                .char_indices()
+                .find(|(_, letter)| takes(&letter.to_string()));
+            // What follows it in the same word is the value.
+            taking.is_some_and(|(at, letter)| at + letter.len_utf8() == letters.len())
+        }
+    }
+}
+
 /// What follows the dash, or the two, of a word that begins so.
 fn flag(word: &OsStr) -> Option<&str> {
     let rest = word.to_str()?.strip_prefix('-')?;
@@ -277,6 +334,38 @@ mod tests {
         let line = split("docker-machine ssh -tty n1 -tty");
         let expected = split("docker-machine ssh --tty n1 -tty");
         assert_eq!(rewritten(&whole(), line).words, expected);
+    }
+
+    #[test]
+    fn what_follows_the_machine_of_an_ssh_is_sealed() {
+        for (before, after) in [
+            ("ssh n1 -D 1080", "ssh n1 -- -D 1080"),
+            ("ssh n1 -- exit 42", "ssh n1 -- -- exit 42"),
+            ("ssh -t n1 ls", "ssh -t n1 -- ls"),
+            ("-s /x ssh -D n1 -D 1080", "-s /x ssh -D n1 -- -D 1080"),
+            ("ssh -Ds /x n1 -N", "ssh -Ds /x n1 -- -N"),
+            ("ssh -s/x n1 -N", "ssh -s/x n1 -- -N"),
+            (
+                "ssh --storage-path=/x n1 -N",
+                "ssh --storage-path=/x n1 -- -N",
+            ),
+            (
+                "ssh --storage-path /x n1 -N",
+                "ssh --storage-path /x n1 -- -N",
+            ),
+            ("ssh n1", "ssh n1"),
+            ("ssh", "ssh"),
+            ("ssh -- n1 -N", "ssh -- n1 -N"),
+            ("rm ssh -y", "rm ssh -y"),
+            ("cluster ssh -t", "cluster ssh -t"),
+        ] {
+            let line = split(&format!("forge {before}"));
+            assert_eq!(
+                sealed(&whole(), line),
+                split(&format!("forge {after}")),
+                "{before}"
+            );
+        }
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct Global {
     /// Show every event as it happens
     #[arg(short = 'D', long, global = true, env = "FORGE_DEBUG", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     debug: bool,
+    /// Speak SSH without the programs of OpenSSH
+    #[arg(long, global = true, env = "FORGE_NATIVE_SSH", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    native_ssh: bool,
     /// Print JSON: one document, or one line for each event and a summary
     #[arg(long, global = true)]
     json: bool,
@@ -204,14 +207,24 @@ pub fn main() -> ExitCode {
 
 /// The command line, in the form that the parser reads.
 fn read(persona: Persona, words: Vec<OsString>) -> Rewritten {
+    let sealed = words.iter().any(|word| word == "ssh");
     match persona {
         Persona::Forge => Rewritten {
-            words,
+            words: if sealed {
+                argv::sealed(&tree::everything(persona), words)
+            } else {
+                words
+            },
             command: String::new(),
         },
         Persona::DockerMachine => {
             // Which driver's options there are is known only once the line is read.
-            argv::rewritten(&tree::everything(persona), words)
+            let everything = tree::everything(persona);
+            let Rewritten { words, command } = argv::rewritten(&everything, words);
+            Rewritten {
+                words: argv::sealed(&everything, words),
+                command,
+            }
         }
     }
 }
@@ -376,6 +389,28 @@ impl Session {
         self.global.json
     }
 
+    /// `--native-ssh`
+    ///
+    /// # Errors
+    /// When MACHINE_NATIVE_SSH is neither true nor false.
+    pub fn native_ssh(&self) -> Result<bool> {
+        wished(
+            self.global.native_ssh,
+            "FORGE_NATIVE_SSH",
+            "MACHINE_NATIVE_SSH",
+        )
+    }
+
+    /// Says something to whoever wants to see everything (`--debug`).
+    pub fn tell(&self, text: &str) {
+        if matches!(
+            self.style,
+            Style::Plain { debug: true } | Style::Words { debug: true }
+        ) {
+            report::note(text);
+        }
+    }
+
     /// The name that this program was started by.
     pub fn persona(&self) -> Persona {
         self.persona
@@ -400,20 +435,23 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Whether everything is to be shown: as the flag or FORGE_DEBUG says, else as MACHINE_DEBUG does.
-fn debug(global: &Global) -> Result<bool> {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    match variable("MACHINE_DEBUG") {
-        Some(value) if !global.debug && variable("FORGE_DEBUG").is_none() => argv::truth(&value)
-            .ok_or_else(|| {
-                Error::new(
-                    Kind::Usage,
-                    format!("MACHINE_DEBUG is neither true nor false: `{value}`"),
-                )
-                .fact(Fact::BadDebug(value))
-            }),
-        _ => Ok(global.debug),
+/// Whether something is wished: as the flag or `variable` says, else as docker-machine's variable does.
+fn wished(said: bool, variable: &str, former: &'static str) -> Result<bool> {
+    let value = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match value(former) {
+        Some(text) if !said && value(variable).is_none() => argv::truth(&text).ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!("{former} is neither true nor false: `{text}`"),
+            )
+            .fact(Fact::NoTruth(former, text))
+        }),
+        _ => Ok(said),
     }
+}
+
+fn debug(global: &Global) -> Result<bool> {
+    wished(global.debug, "FORGE_DEBUG", "MACHINE_DEBUG")
 }
 
 async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pick>) -> ExitCode {
@@ -517,6 +555,9 @@ fn watch_signals() {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = term.recv() => {}
+            }
+            if interrupt::passed_on() {
+                continue;
             }
             // `timeout` signals its child, and then the group that the child is in: one wish, said twice.
             if first.is_some_and(|first| first.elapsed() < Duration::from_millis(500)) {

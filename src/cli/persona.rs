@@ -10,7 +10,7 @@ use std::path::Path;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use forge::machine::survey::Condition;
 use forge_driver::{Error, Fact, Kind, State};
 
@@ -126,20 +126,14 @@ fn yes(answer: &str) -> bool {
     words.next().is_none() && first.to_lowercase().starts_with('y')
 }
 
-/// Options that are taken and mean nothing here: crashes are reported nowhere, GitHub is not asked, and SSH is this
-/// program's own.
+/// Options that are taken and mean nothing here: crashes are reported nowhere, and GitHub is not asked.
 fn without_meaning(command: Command) -> Command {
     let token = |name: &'static str| Arg::new(name).long(name).value_name("TOKEN");
-    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
-    [
-        token("bugsnag-api-token"),
-        token("github-api-token"),
-        switch("native-ssh"),
-    ]
-    .into_iter()
-    .fold(command, |command, option| {
-        command.arg(option.global(true).hide(true))
-    })
+    [token("bugsnag-api-token"), token("github-api-token")]
+        .into_iter()
+        .fold(command, |command, option| {
+            command.arg(option.global(true).hide(true))
+        })
 }
 
 /// What is printed when the work of `command` on a machine begins.
@@ -331,9 +325,19 @@ impl Line {
                 let state = state.to_string().to_lowercase();
                 format!("Machine {name:?} is already {state}.")
             }
-            Fact::BadDebug(value) => format!(
-                "Error parsing boolean value from MACHINE_DEBUG: strconv.ParseBool: parsing {value:?}: invalid syntax"
+            Fact::NoTruth(variable, value) => format!(
+                "Error parsing boolean value from {variable}: strconv.ParseBool: parsing {value:?}: invalid syntax"
             ),
+            Fact::WrongCount => "Improper number of arguments".to_owned(),
+            Fact::NoProgram(program) => {
+                let what = match *program {
+                    "rsync" => "the --delta option",
+                    "fusermount" => "the unmount option",
+                    "sshfs" => "the mount feature",
+                    _ => return None,
+                };
+                format!("You must have a copy of the {program} binary locally to use {what}")
+            }
         })
     }
 
@@ -355,10 +359,12 @@ impl Line {
         let words = format!(
             "Docker machine {name:?} does not exist. Use \"docker-machine ls\" to list machines. Use \"docker-machine create\" to add a new one."
         );
-        if self.command == "rm" {
-            format!("Error removing host {name:?}: {words}")
-        } else {
-            words
+        match self.command.as_str() {
+            "rm" => format!("Error removing host {name:?}: {words}"),
+            // Said twice, in `load` and in what called it.
+            "scp" => format!("Error loading host: Error loading host: {words}"),
+            "mount" => format!("error loading host: Error loading host: {words}"),
+            _ => words,
         }
     }
 }

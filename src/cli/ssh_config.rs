@@ -1,8 +1,7 @@
 //! `forge ssh-config`
 
 use clap::Args;
-use forge::machine::{Forge, Record, companions};
-use forge::store::write_file;
+use forge::machine::{Forge, Record, access};
 use forge_driver::Result;
 use serde_json::json;
 
@@ -57,25 +56,8 @@ impl SshConfig {
 
 /// The section of one machine; its known_hosts file is brought up to date.
 fn section(forge: &Forge, record: &Record) -> Result<(String, serde_json::Value)> {
-    let name = &record.name;
-    let address = record.endpoints()?.ssh;
-    let folder = forge.store.machine_dir(name);
-    let known = folder.join("known_hosts");
-    let host = address.ip().to_string();
-    let text = companions::known_hosts(record)?;
-    if std::fs::read_to_string(&known).ok().as_deref() != Some(&text) {
-        write_file(&known, text.as_bytes(), 0o600)?;
-    }
-    let key = folder.join(&record.ssh.key);
-    let config = format!(
-        "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile \"{key}\"\n  IdentitiesOnly yes\n  \
-         UserKnownHostsFile \"{known}\"\n  StrictHostKeyChecking yes\n",
-        port = address.port(),
-        user = record.ssh.user,
-        key = key.display(),
-        known = known.display(),
-    );
-    let json = json!({"name": name, "host": host, "port": address.port(), "user": record.ssh.user,
-        "identity_file": key, "known_hosts": known});
-    Ok((config, json))
+    let login = access::login(&forge.store, record)?;
+    let json = json!({"name": login.name, "host": login.address.ip(), "port": login.address.port(), "user": login.user,
+        "identity_file": login.key, "known_hosts": login.known_hosts});
+    Ok((login.section()?, json))
 }

@@ -1,5 +1,7 @@
 //! How a machine is reached: over SSH and over the engine's TLS port.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +13,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Record;
+use super::{Record, companions};
 use crate::http::Stream;
 use crate::remote::Guest;
+use crate::remote::openssh::Login;
 use crate::remote::ssh::{self, Target};
 use crate::secret::Secret;
-use crate::store::Store;
+use crate::store::{Store, write_file};
 
 /// An open connection to a machine, and the host key that it showed.
 #[derive(Clone)]
@@ -152,7 +155,7 @@ pub const PAUSE: Duration = Duration::from_millis(300);
 /// When its address is not known yet or its key cannot be read.
 pub fn target(store: &Store, record: &Record) -> Result<Target> {
     let path = store.machine_dir(&record.name).join(&record.ssh.key);
-    let key = std::fs::read_to_string(&path).or_fail(Kind::Io, || {
+    let key = fs::read_to_string(&path).or_fail(Kind::Io, || {
         format!("failed to read the SSH key of `{}`", record.name)
     })?;
     Ok(Target {
@@ -161,6 +164,62 @@ pub fn target(store: &Store, record: &Record) -> Result<Target> {
         key: Secret::new(key),
         accept: record.ssh.accepted(),
     })
+}
+
+/// What OpenSSH needs to know of a machine. Its file of known hosts is brought up to date.
+///
+/// # Errors
+/// When its address is not known yet, its key is missing or its host keys cannot be written.
+pub fn login(store: &Store, record: &Record) -> Result<Login> {
+    let folder = store.machine_dir(&record.name);
+    let (key, known_hosts) = (folder.join(&record.ssh.key), folder.join("known_hosts"));
+    let login = Login {
+        name: record.name.clone(),
+        address: record.endpoints()?.ssh,
+        user: record.ssh.user.clone(),
+        key,
+        known_hosts,
+    };
+    if !login.key.exists() {
+        return Err(Error::new(
+            Kind::Io,
+            format!("the SSH key of `{}` is missing", record.name),
+        )
+        .because(format!("there is no file `{}`", login.key.display())));
+    }
+    keep(&login.known_hosts, &companions::known_hosts(record)?)?;
+    Ok(login)
+}
+
+/// The file of configuration with which OpenSSH reaches these machines by their names. It lies in the folder of the first
+/// and follows from their records: it is written anew where it differs, and stays, since what reconnects reads it again.
+///
+/// # Errors
+/// As [`login`].
+pub fn openssh(store: &Store, records: &[&Record]) -> Result<PathBuf> {
+    let mut text = String::from("# Made from machine.json at each use\n");
+    let mut names = Vec::new();
+    for record in records {
+        text.push_str(&login(store, record)?.own_section()?);
+        names.push(record.name.as_str());
+    }
+    let others: Vec<String> = names
+        .iter()
+        .skip(1)
+        .map(|name| format!("-{name}"))
+        .collect();
+    let folder = store.machine_dir(names.first().copied().unwrap_or_default());
+    let file = folder.join(format!("ssh{}.conf", others.concat()));
+    keep(&file, &text)?;
+    Ok(file)
+}
+
+/// Writes a file of the user's own where it differs.
+fn keep(file: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(file).ok().as_deref() == Some(text) {
+        return Ok(());
+    }
+    write_file(file, text.as_bytes(), 0o600)
 }
 
 #[async_trait]

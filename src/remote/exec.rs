@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use forge_driver::{Error, Kind, Result};
 use russh::client::Handle;
 use russh::{
-    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig, client,
+    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Sig,
+    client,
 };
 use tokio::sync::oneshot;
 use tokio::time::error::Elapsed;
@@ -121,6 +122,20 @@ impl SshGuest {
         });
         let opened = timeout(deadline, receiver).await?;
         Ok(opened.unwrap_or(Err(russh::Error::Disconnect)))
+    }
+
+    /// A stream to a host that the machine knows by this name.
+    pub(super) fn dial_named(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> impl Future<Output = Result<ChannelStream<client::Msg>, russh::Error>> + Send + use<> {
+        let (handle, host) = (Arc::clone(&self.handle), host.to_owned());
+        async move {
+            // RFC 4254, section 7.2; who connected here is nobody's business there.
+            let opened = handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0);
+            Ok(opened.await?.into_stream())
+        }
     }
 
     async fn start(

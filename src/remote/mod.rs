@@ -14,13 +14,18 @@ use crate::http::Stream;
 
 mod exec;
 pub mod first_contact;
+mod forward;
 mod keys;
+pub mod openssh;
 mod session;
+mod signals;
 pub mod ssh;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use forward::Forward;
 pub use keys::{HostKeys, KeyPair, fingerprint, generate_key};
+pub use session::Streams;
 
 /// At most this much of each output stream of a command is kept; more is read and dropped.
 pub const OUTPUT_LIMIT: usize = 4 << 20;

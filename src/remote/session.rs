@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use forge_driver::{Context, Error, Kind, Result};
 use russh::{ChannelMsg, ChannelWriteHalf, client};
@@ -10,8 +11,10 @@ use rustix::termios::{self, OptionalActions, Termios};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::exec::{STDERR, lost, number};
+use super::signals::{Delivery, Signals};
 use super::ssh::SshGuest;
 
 /// What a shell reports for a program that wrote to a closed pipe: 128 + SIGPIPE.
@@ -96,10 +99,35 @@ async fn forward_input(
     let _ = writer.eof().await;
 }
 
+/// Ends when the grace does, with the code to leave with; never where there is none.
+async fn end_of(grace: Option<(Instant, i32)>) -> i32 {
+    match grace {
+        Some((end, code)) => {
+            sleep_until(end).await;
+            code
+        }
+        None => std::future::pending().await,
+    }
+}
+
 async fn put(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes).await?;
     stream.flush().await
 }
+
+/// What a session's streams are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// A terminal there, and ours in raw mode where there is one.
+    Terminal,
+    /// Three streams.
+    Plain,
+    /// The same, with nothing on standard input.
+    OutputAlone,
+}
+
+/// A command that was told to end is waited for so long.
+const GRACE: Duration = Duration::from_secs(10);
 
 impl SshGuest {
     /// Connects this process's standard streams to `command`, or to a login shell, until it ends, and
@@ -107,17 +135,18 @@ impl SshGuest {
     ///
     /// Bytes pass unchanged both ways, at the pace of the slower side; the end of standard input is
     /// passed on. With `tty` the other side gets a terminal: ours is in raw mode meanwhile and put back
-    /// whatever happens, and changes of its size are passed on.
+    /// whatever happens, and changes of its size are passed on. Without it, the signals that this process is sent go to
+    /// the command; to one that asks for the end (SIGTERM, SIGHUP), the command has [`GRACE`] to follow.
     ///
     /// # Errors
-    /// When the connection is lost, or the process is told to end (SIGTERM, SIGHUP).
-    pub async fn session(&self, command: Option<&str>, tty: bool) -> Result<i32> {
+    /// When the connection is lost, or the process is told to end while there is a terminal.
+    pub async fn session(&self, command: Option<&[u8]>, streams: Streams) -> Result<i32> {
+        let tty = streams == Streams::Terminal;
         let failed = || format!("the session with `{}` ended early", self.address);
         let broken =
             |error: russh::Error| Error::new(Kind::Unavailable, failed()).because(lost(error));
         let mut resized = signal(SignalKind::window_change()).or_fail(Kind::Io, failed)?;
-        let mut terminated = signal(SignalKind::terminate()).or_fail(Kind::Io, failed)?;
-        let mut hung_up = signal(SignalKind::hangup()).or_fail(Kind::Io, failed)?;
+        let mut signals = Signals::all().or_fail(Kind::Io, failed)?;
 
         let channel = self.handle.channel_open_session().await.map_err(broken)?;
         if tty {
@@ -135,7 +164,10 @@ impl SshGuest {
         let raw = if tty { Raw::enter()? } else { None };
 
         let (mut reader, writer) = channel.split();
-        let mut pieces = stdin_pieces();
+        let mut pieces = match streams {
+            Streams::OutputAlone => mpsc::channel(1).1,
+            Streams::Plain | Streams::Terminal => stdin_pieces(),
+        };
         let input = async {
             forward_input(&writer, &mut pieces).await;
             std::future::pending::<()>().await;
@@ -143,6 +175,8 @@ impl SshGuest {
         tokio::pin!(input);
         let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
         let mut status = None;
+        let mut delivery: Option<Delivery> = None;
+        let mut grace: Option<(Instant, i32)> = None;
         loop {
             let message = tokio::select! {
                 message = reader.wait() => message,
@@ -152,12 +186,30 @@ impl SshGuest {
                     let _ = writer.window_change(columns, rows, 0, 0).await;
                     continue;
                 }
-                _ = terminated.recv() => {
-                    return Err(Error::new(Kind::Interrupted, failed()).because("terminated"));
+                caught = signals.next() => {
+                    // On a terminal a key is no signal, so this one is for the session as a whole.
+                    if tty {
+                        return Err(Error::new(Kind::Interrupted, failed()).because(caught.meaning));
+                    }
+                    // One that did not arrive, or a second wish to end: there is nobody to wait for.
+                    if delivery.is_some() || (grace.is_some() && caught.ends) {
+                        return Ok(128 + caught.number);
+                    }
+                    if caught.ends {
+                        grace = Some((Instant::now() + GRACE, 128 + caught.number));
+                    }
+                    delivery = Some(self.deliver(caught));
+                    continue;
                 }
-                _ = hung_up.recv() => {
-                    return Err(Error::new(Kind::Interrupted, failed()).because("the terminal was closed"));
+                undelivered = Delivery::ended(&mut delivery) => {
+                    delivery = None;
+                    if let Some(signal) = undelivered {
+                        // RFC 4254, section 6.9. OpenSSH ignores it in sessions of root.
+                        let _ = writer.signal(signal).await;
+                    }
+                    continue;
                 }
+                code = end_of(grace) => return Ok(code),
             };
             let written = match message {
                 None | Some(ChannelMsg::Close) => break,
@@ -223,8 +275,12 @@ mod tests {
         let guest = connect(&target, Duration::from_secs(30))
             .await
             .expect("connects");
+        let streams = match words[5].as_str() {
+            "tty" => super::Streams::Terminal,
+            _ => super::Streams::Plain,
+        };
         let status = guest
-            .session(Some(&words[4]), words[5] == "tty")
+            .session(Some(words[4].as_bytes()), streams)
             .await
             .expect("ends");
         std::process::exit(status);

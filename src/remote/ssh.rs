@@ -246,6 +246,7 @@ impl AsyncWrite for Watched {
 }
 
 /// A machine behind one authenticated SSH connection; any number of commands run over it.
+#[derive(Clone)]
 pub struct SshGuest {
     pub(super) handle: Arc<Handle<Checker>>,
     pub(super) address: SocketAddr,

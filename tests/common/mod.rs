@@ -4,6 +4,7 @@
 
 pub mod certificates;
 pub mod points;
+pub mod sshd;
 pub mod stores;
 
 use std::collections::BTreeMap;
@@ -233,7 +234,7 @@ impl Run<'_> {
     }
 
     /// With this on standard input.
-    pub fn given(mut self, text: &str) -> Self {
+    pub fn given(mut self, text: impl AsRef<[u8]>) -> Self {
         let path = self.lab.folder().join("input");
         fs::write(&path, text).expect("written");
         let input = fs::File::open(path).expect("opened");
@@ -280,6 +281,31 @@ impl Run<'_> {
             words: self.words,
             child,
         }
+    }
+
+    /// Runs it to its end, and keeps every byte of its output.
+    pub fn raw(mut self) -> Output {
+        self.command.output().expect("forge starts")
+    }
+
+    /// The line for a shell that starts it, with its variables.
+    pub fn line(&self) -> String {
+        let quoted = |text: &std::ffi::OsStr| {
+            let text = text.to_str().expect("text").replace('\'', r"'\''");
+            format!("'{text}'")
+        };
+        let mut words = vec!["env".to_owned(), "-i".to_owned()];
+        for (name, value) in self.command.get_envs() {
+            let pair = format!(
+                "{}={}",
+                name.to_str().expect("text"),
+                value.unwrap_or_default().to_str().expect("text")
+            );
+            words.push(quoted(pair.as_ref()));
+        }
+        words.push(quoted(self.command.get_program()));
+        words.extend(self.command.get_args().map(quoted));
+        words.join(" ")
     }
 
     /// Runs it, and asserts exit code 0.

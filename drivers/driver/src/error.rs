@@ -63,8 +63,12 @@ pub enum Fact {
     NoActive,
     /// The engine at this host and port does not answer over TLS, and why.
     NoTls(String, String),
-    /// The variable MACHINE_DEBUG has this value, which is neither true nor false.
-    BadDebug(String),
+    /// This variable of docker-machine's has this value, which is neither true nor false.
+    NoTruth(&'static str, String),
+    /// A command was given more words than it takes, or fewer.
+    WrongCount,
+    /// This program is missing on this host.
+    NoProgram(&'static str),
 }
 
 /// An error that a person can act on.

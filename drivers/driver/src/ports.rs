@@ -60,6 +60,24 @@ pub fn taken(address: SocketAddr) -> Error {
     }
 }
 
+/// Whether a connection to `address`, one of this host's own loopback addresses, would certainly be refused: nothing
+/// listens there. It is looked up, and nothing is sent: what is listening may be a forwarded port, behind which a guest
+/// would have to answer. Of other addresses this says no.
+pub fn refused(address: SocketAddr) -> bool {
+    let SocketAddr::V4(address) = address else {
+        return false;
+    };
+    if !address.ip().is_loopback() {
+        return false;
+    }
+    let Ok(table) = std::fs::read_to_string("/proc/net/tcp") else {
+        return false;
+    };
+    // Without IPv6 there is no such table, and nothing in it.
+    let six = std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    listener(&table, address).is_none() && listener(&six, address).is_none()
+}
+
 /// Who listens at `address`: `process 4711 (nginx)`, or the user when the process is not visible.
 fn owner(address: SocketAddr) -> Option<String> {
     let SocketAddr::V4(address) = address else {

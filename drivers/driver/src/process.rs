@@ -182,6 +182,14 @@ pub async fn foreground(mut command: Command) -> Result<()> {
     ))
 }
 
+/// Becomes `command`, with this process's standard streams, terminal and place in its group: signals and the exit code
+/// are the program's own from there on. Returns only when it could not be started. The caller holds no lock.
+pub fn replace(mut command: std::process::Command) -> Error {
+    use std::os::unix::process::CommandExt;
+    let program = name_of(command.get_program());
+    missing(&program, command.exec())
+}
+
 /// A process group that is killed when this is dropped: the child and all that it started.
 struct Group(Option<u32>);
 
@@ -389,6 +397,12 @@ mod tests {
         .expect_err("missing");
         assert_eq!(error.message(), "`no-such-program` is not installed");
         assert!(error.deepest_hint().is_some());
+    }
+
+    #[test]
+    fn what_cannot_take_this_process_over_is_named() {
+        let error = replace(std::process::Command::new("no-such-program"));
+        assert_eq!(error.message(), "`no-such-program` is not installed");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `forge cluster ssh`
 
+use std::ffi::OsString;
+
 use clap::Args;
 use forge_driver::Result;
 
@@ -12,9 +14,9 @@ use super::env::running_manager;
 pub struct Ssh {
     #[command(flatten)]
     named: Named,
-    /// The command and its words, after `--`
+    /// The command and its words, after `--`; options of OpenSSH may come first
     #[arg(last = true)]
-    command: Vec<String>,
+    words: Vec<OsString>,
 }
 
 impl Ssh {
@@ -22,6 +24,6 @@ impl Ssh {
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let forge = session.reader()?;
         let manager = running_manager(&forge, &self.named.parse()?).await?;
-        ssh::enter(session, &forge, &manager, &self.command, false).await
+        ssh::enter(session, &forge, &manager, &self.words).await
     }
 }

@@ -1,0 +1,138 @@
+//! OpenSSH's programs, led to one machine: by a file of configuration that says all of it, and by nothing else.
+//!
+//! The user's own configuration and known hosts are not read, and no key of theirs is tried: the machine's address, its
+//! user, its key and the host keys that are accepted come from its record.
+
+mod words;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forge_driver::{Error, Kind, Result};
+
+pub use words::{Asked, Terminal, is_option};
+
+/// What OpenSSH has to know of a machine.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The machine's name, by which it is called on the command line.
+    pub name: String,
+    /// The address and port of its SSH server.
+    pub address: SocketAddr,
+    /// The user to log in as.
+    pub user: String,
+    /// The file of the key to log in with.
+    pub key: PathBuf,
+    /// The file of the host keys that are accepted.
+    pub known_hosts: PathBuf,
+}
+
+impl Login {
+    /// The machine's section of a configuration file (ssh_config(5)).
+    ///
+    /// # Errors
+    /// When a path cannot be said in such a file.
+    pub fn section(&self) -> Result<String> {
+        Ok(format!(
+            "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile {key}\n  IdentitiesOnly yes\n  \
+             PreferredAuthentications publickey\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  \
+             StrictHostKeyChecking yes\n",
+            name = self.name,
+            host = self.address.ip(),
+            port = self.address.port(),
+            user = self.user,
+            key = path(&self.key)?,
+            known = path(&self.known_hosts)?,
+        ))
+    }
+
+    /// What a session of forge's own is besides: it ends when the machine is gone (as often and as late as a
+    /// connection of this program), and says errors alone. Options on the command line win over it.
+    ///
+    /// # Errors
+    /// As [`Login::section`].
+    pub fn own_section(&self) -> Result<String> {
+        Ok(format!(
+            "{}  ServerAliveInterval 15\n  ServerAliveCountMax 8\n  LogLevel ERROR\n",
+            self.section()?
+        ))
+    }
+
+    /// What no option behind it takes back (of each setting the first one counts, ssh_config(5)): which host keys are
+    /// accepted; and how long a connection may take.
+    ///
+    /// # Errors
+    /// As [`Login::section`].
+    pub fn pins(&self, patience: Duration) -> Result<Vec<OsString>> {
+        let settings = [
+            "StrictHostKeyChecking=yes".to_owned(),
+            format!("UserKnownHostsFile={}", path(&self.known_hosts)?),
+            "GlobalKnownHostsFile=/dev/null".to_owned(),
+            format!("ConnectTimeout={}", patience.as_secs().max(1)),
+        ];
+        let words = settings
+            .into_iter()
+            .flat_map(|setting| ["-o".to_owned(), setting]);
+        Ok(words.map(OsString::from).collect())
+    }
+}
+
+/// A path as a word of a configuration file. `%` begins a token there and is doubled (ssh_config(5), "TOKENS"); what
+/// would end the word or is replaced by a variable's value cannot be said in all versions.
+fn path(path: &Path) -> Result<String> {
+    let refused = || {
+        Error::new(
+            Kind::Invalid,
+            format!("OpenSSH cannot be told of the file `{}`", path.display()),
+        )
+        .hint(
+            "keep the store at a path without quotes, backslashes and `${`, or add `--native-ssh`",
+        )
+    };
+    let text = path.to_str().ok_or_else(refused)?;
+    if text.contains(['"', '\'', '\\']) || text.contains("${") || text.contains(char::is_control) {
+        return Err(refused());
+    }
+    Ok(format!("\"{}\"", text.replace('%', "%%")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(folder: &str) -> Login {
+        Login {
+            name: "n1".to_owned(),
+            address: "127.133.7.1:2222".parse().expect("an address"),
+            user: "forge".to_owned(),
+            key: Path::new(folder).join("id_ed25519"),
+            known_hosts: Path::new(folder).join("known_hosts"),
+        }
+    }
+
+    #[test]
+    fn paths_are_words_of_their_own() {
+        let section = login("/a b/100%").section().expect("a section");
+        assert!(
+            section.contains("  IdentityFile \"/a b/100%%/id_ed25519\"\n"),
+            "{section}"
+        );
+        for folder in ["/a\"b", "/a\\b", "/a'b", "/${HOME}", "/a\nb"] {
+            let error = login(folder).section().expect_err(folder);
+            assert_eq!(error.kind(), Kind::Invalid);
+        }
+    }
+
+    #[test]
+    fn host_keys_are_pinned_before_all_else() {
+        let pins = login("/x").pins(Duration::from_secs(30)).expect("words");
+        assert_eq!(pins[..2], ["-o", "StrictHostKeyChecking=yes"]);
+        assert!(
+            pins.contains(&"UserKnownHostsFile=\"/x/known_hosts\"".into()),
+            "{pins:?}"
+        );
+        assert!(pins.contains(&"ConnectTimeout=30".into()), "{pins:?}");
+    }
+}
