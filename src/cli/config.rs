@@ -6,7 +6,7 @@ use forge_driver::Result;
 use serde_json::json;
 
 use super::env::no_swarm;
-use super::where_is::live_url;
+use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Print the options that lead `docker` to a machine
@@ -29,8 +29,8 @@ impl Config {
         no_swarm(self.swarm)?;
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
         let forge = session.reader()?;
-        let record = Record::load(&forge.store, &name)?;
-        let url = live_url(&forge, &record).await?;
+        let record = live(&forge, &Record::load(&forge.store, &name)?).await?;
+        let url = record.url()?;
         let folder = forge.store.machine_dir(&name);
         let file = |name: &str| folder.join(name).display().to_string();
         let [ca, certificate, key] = ["ca.pem", "cert.pem", "key.pem"].map(file);

@@ -6,7 +6,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
 use super::shell::{Shell, command_line};
-use super::where_is::live_url;
+use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session, use_};
 
 /// Print the variables that lead `docker` to a machine, for `eval`
@@ -87,7 +87,7 @@ impl Env {
 /// The context of a machine whose engine answers, brought up to date.
 async fn context(session: &Session, name: &str) -> Result<String> {
     let forge = session.reader()?;
-    live_url(&forge, &Record::load(&forge.store, name)?).await?;
+    live(&forge, &Record::load(&forge.store, name)?).await?;
     use_::made(session, &use_::docker()?, name, "env").await
 }
 
@@ -116,8 +116,8 @@ pub async fn variables(
     no_proxy: bool,
 ) -> Result<Vec<(String, String)>> {
     let forge = session.reader()?;
-    let record = Record::load(&forge.store, name)?;
-    let url = live_url(&forge, &record).await?;
+    let record = live(&forge, &Record::load(&forge.store, name)?).await?;
+    let url = record.url()?;
     let path = forge.store.machine_dir(name);
     let mut lines: Vec<(String, String)> = [
         (VARIABLES[0], "1".to_owned()),

@@ -8,7 +8,7 @@ use clap::{ArgMatches, Args};
 use forge::machine::companions::Config;
 use forge::machine::survey::{Condition, Depth, Heard, names, survey};
 use forge::machine::tls::{self, Ending};
-use forge::machine::{Forge, Record, Stage};
+use forge::machine::{Forge, Record, Stage, relocate};
 use forge::place::Role;
 use forge::store::Store;
 use forge_driver::{Context, Error, Kind, Result, State};
@@ -344,6 +344,9 @@ impl Row {
                 "the virtual machine is gone".to_owned()
             }
             (None, Some(ending)) => told(ending),
+            (None, None) if self.runs() && !relocate::named(record) => format!(
+                "its certificate does not carry its new address: `forge env {name}` makes it anew"
+            ),
             (None, None) => String::new(),
         }
     }

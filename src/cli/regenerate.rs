@@ -171,7 +171,7 @@ async fn machines(
 }
 
 async fn one(forge: &Forge, record: Record, keep: Keep) -> Result<bool> {
-    live::running(forge, &record).await?;
+    let record = live::running(forge, &record).await?;
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
     let on_it = record
         .tls

@@ -1,7 +1,7 @@
 //! `forge version`
 
 use clap::Args;
-use forge::machine::{Record, live};
+use forge::machine::{Record, live, relocate};
 use forge_driver::Result;
 use serde_json::json;
 
@@ -27,7 +27,8 @@ impl Version {
         };
         let forge = session.reader()?;
         let record = Record::load(&forge.store, &name)?;
-        live::running(&forge, &record).await?;
+        let record = live::running(&forge, &record).await?;
+        let record = relocate::certified(&forge, record).await?;
         let engine = live::engine(&forge, &record).await?;
         if session.json() {
             println!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 use forge::machine::survey::{Condition, Depth, Heard, survey};
-use forge::machine::{Forge, Record, live, renew};
+use forge::machine::{Forge, Record, live, relocate, renew};
 use forge::store::Store;
 use forge_driver::{Error, Fact, Kind, Result, State};
 use futures_util::StreamExt;
@@ -29,7 +29,14 @@ impl Ip {
         let mut records = records(&forge.store, &or_default(self.names))?;
         // docker-machine had no address for a machine that is off. One that cannot be asked has that which is recorded.
         let off: Vec<bool> = match session.persona() {
-            Persona::Forge => vec![false; records.len()],
+            Persona::Forge => {
+                records = futures_util::stream::iter(records)
+                    .map(|record| relocate::knocked(&forge, record))
+                    .buffered(FAN_OUT)
+                    .collect()
+                    .await;
+                vec![false; records.len()]
+            }
             Persona::DockerMachine => {
                 let patience = Duration::from_secs(WAIT);
                 let heard = survey(&forge, &mut records, Depth::States, patience).await;
@@ -122,20 +129,25 @@ impl Url {
 ///
 /// # Errors
 /// When the machine was never finished or is off.
-pub async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
-    live::running(forge, record).await?;
-    record.url()
+async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
+    let record = live::running(forge, record).await?;
+    let url = record.url()?;
+    if let Err(error) = relocate::certified(forge, record).await {
+        report::note(&format!("warning: {}", error.line()));
+    }
+    Ok(url)
 }
 
-/// The URL of an engine that answers: to this user, over TLS, at this moment.
+/// The record of a machine whose engine answers: to this user, over TLS, at this moment. It has the address of now.
 ///
 /// # Errors
-/// As [`running_url`], and when it does not answer.
-pub async fn live_url(forge: &Forge, record: &Record) -> Result<String> {
-    let url = running_url(forge, record).await?;
-    lasting(forge, record).await?;
-    live::engine(forge, record).await?;
-    Ok(url)
+/// When the machine was never finished or is off, or its engine does not answer.
+pub async fn live(forge: &Forge, record: &Record) -> Result<Record> {
+    let record = live::running(forge, record).await?;
+    let record = relocate::certified(forge, record).await?;
+    lasting(forge, &record).await?;
+    live::engine(forge, &record).await?;
+    Ok(record)
 }
 
 /// Tells of a certificate that is near its end, for commands whose output leads a client to the engine.

@@ -65,8 +65,9 @@ impl FakeAccess {
     fn root(&self, record: &Record) -> Result<PathBuf> {
         let provider = self.provider();
         let address = record.endpoints()?.ssh;
-        let on = provider.find(record.claim)?.is_some_and(|vm| vm.on);
-        if !on {
+        let vm = provider.find(record.claim)?.filter(|vm| vm.on);
+        let there = vm.map(|vm| vm.instance()).transpose()?;
+        if there.is_none_or(|there| there.endpoints.ssh != address) {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!("{address} does not accept connections"),

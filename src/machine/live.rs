@@ -5,22 +5,22 @@ use std::time::Duration;
 use forge_driver::{Error, Fact, Kind, Result, State};
 
 use super::tls::ClientFiles;
-use super::{Forge, Record, power, state};
+use super::{Forge, Record, power, relocate, seen};
 use crate::engine::{self, Version, server_name};
 
 /// An engine that is up answers within this time, on a busy machine, too.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// The machine is whole and on.
+/// The record of a machine that is whole and on, with the address that it has now.
 ///
 /// # Errors
 /// When its creation did not end, its provider cannot be asked, or it is off.
-pub async fn running(forge: &Forge, record: &Record) -> Result<()> {
+pub async fn running(forge: &Forge, record: &Record) -> Result<Record> {
     power::whole(record)?;
     let driver = forge.driver(record)?;
-    let state = state(&*driver, record).await?;
+    let (state, instance) = seen(&*driver, record).await?;
     if state == State::Running {
-        return Ok(());
+        return relocate::told(forge, record.clone(), instance.as_ref()).await;
     }
     Err(Error::new(
         Kind::Unavailable,

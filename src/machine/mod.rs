@@ -13,6 +13,7 @@ pub mod provision;
 pub mod publish;
 mod reach;
 pub mod record;
+pub mod relocate;
 pub mod renew;
 mod seed;
 pub mod survey;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forge_driver::assets::Assets;
-use forge_driver::{Driver, Result, State};
+use forge_driver::{Driver, Instance, Result, State};
 
 use crate::event::Events;
 use crate::image::Images;
@@ -81,6 +82,17 @@ impl Forge {
 /// # Errors
 /// When the provider cannot be asked.
 pub async fn state(driver: &dyn Driver, record: &Record) -> Result<State> {
-    let seen = driver.observe(&[record.claim]).await?;
-    Ok(seen.first().map_or(State::Absent, |seen| seen.state))
+    Ok(seen(driver, record).await?.0)
+}
+
+/// The power state of one machine, and what is there of it.
+///
+/// # Errors
+/// When the provider cannot be asked.
+pub(crate) async fn seen(
+    driver: &dyn Driver,
+    record: &Record,
+) -> Result<(State, Option<Instance>)> {
+    let seen = driver.observe(&[record.claim]).await?.into_iter().next();
+    Ok(seen.map_or((State::Absent, None), |seen| (seen.state, seen.instance)))
 }

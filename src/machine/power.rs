@@ -6,7 +6,7 @@ use forge_driver::{Driver, Error, Kind, Power, Result, State};
 use tokio::time::{Instant, sleep};
 
 use super::tls::ClientFiles;
-use super::{Forge, Record, Stage, provision, reach, state};
+use super::{Forge, Record, Stage, provision, reach, relocate, state};
 use crate::cluster;
 
 /// The provider is asked this often while a machine goes down.
@@ -21,8 +21,8 @@ pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
     let driver = forge.driver(record)?;
     let was = state(&*driver, record).await?;
     let (record, connection) = reach::reach(forge, &*driver, record).await?;
-    if record.renewing.is_some() {
-        // Which of its certificates the machine has is not known.
+    if record.renewing.is_some() || !relocate::named(&record) {
+        // Which of its certificates the machine has is not known, or it has another address now.
         let peers = cluster::record::peers(&forge.store, &record)?;
         provision::apply(forge, record, &connection, &peers).await?;
     } else {

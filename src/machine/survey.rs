@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::tls::ClientFiles;
-use super::{Forge, Record, Stage};
+use super::{Forge, Record, Stage, relocate};
 use crate::engine::{self, Trust, server_name};
 use crate::registry;
 use crate::store::Store;
@@ -99,7 +99,7 @@ enum Waiting {
 }
 
 /// Asks about all of `records` for at most `patience`. What is heard comes in the same order. An address that a
-/// provider tells anew is in the record afterwards; nothing is saved.
+/// provider tells anew is in the record afterwards, and saved with it.
 pub async fn survey(
     forge: &Forge,
     records: &mut [Record],
@@ -119,6 +119,7 @@ pub async fn survey(
     }
     let start = Instant::now();
     let mut waiting = vec![Waiting::Provider; records.len()];
+    let mut moved = Vec::new();
     let mut asked = JoinSet::new();
     for ((driver, _), machines) in by_host(records) {
         let claims: Vec<Claim> = machines.iter().map(|at| records[*at].claim).collect();
@@ -145,10 +146,14 @@ pub async fn survey(
                 let mut told = Told::by(answer);
                 for at in machines {
                     let record = &mut records[at];
+                    let before = record.instance.clone();
                     heard[at] = Heard {
                         took: start.elapsed(),
                         ..told.of(record)
                     };
+                    if record.instance != before {
+                        moved.push((at, before));
+                    }
                     let on = heard[at].condition == Condition::Told(State::Running);
                     waiting[at] = Waiting::Nobody;
                     if depth == Depth::Engines
@@ -175,6 +180,14 @@ pub async fn survey(
                 }
             }
         }
+    }
+    for (at, instance) in moved {
+        let before = Record {
+            instance,
+            ..records[at].clone()
+        };
+        // What cannot be saved is told anew the next time.
+        let _ = relocate::told(forge, before, records[at].instance.as_ref()).await;
     }
     let over = asked.is_empty();
     for (heard, waiting) in heard.iter_mut().zip(waiting) {
@@ -255,7 +268,7 @@ impl Told {
             Self::Each(seen) => match seen.remove(&record.claim) {
                 None => (Condition::Unknown, None),
                 Some(seen) => {
-                    // Another address than the recorded one may have been given since; a start writes it down.
+                    // Another address than the recorded one may have been given since.
                     let now = seen.instance.filter(Instance::located);
                     if !record.placement.decided() && now.is_some() {
                         record.instance = now;
@@ -288,7 +301,12 @@ impl Line {
         let trust = self.trust(&forge.store, &record.name)?;
         let address = record.endpoints()?.engine;
         let stream = forge.access(record)?.engine(record, wait).await?;
-        let name = server_name(&record.name, address.ip());
+        // The machine's own name is in every certificate; that an address is not, is told of elsewhere.
+        let name = if relocate::named(record) {
+            server_name(&record.name, address.ip())
+        } else {
+            record.name.clone()
+        };
         engine::version(stream, &name, &trust, wait).await
     }
 

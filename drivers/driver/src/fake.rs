@@ -12,12 +12,13 @@
 //!
 //! `FORGE_FAKE_PROVIDER` names the folder; without it, it lies in the store.
 
-use std::collections::{BTreeMap, HashMap};
+mod listen;
+
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,6 +30,8 @@ use crate::{
     Artefact, Claim, Context, Driver, DriverHome, Endpoints, Error, Forward, Instance, Kind, Mac,
     Network, Nic, Observation, Power, Result, Spec, State, Wants, atomic,
 };
+
+use listen::{bind, listen_exactly};
 
 /// The variable that names the provider's folder.
 pub const VARIABLE: &str = "FORGE_FAKE_PROVIDER";
@@ -61,6 +64,9 @@ pub enum Knob {
     GoingDown,
     /// The provider cannot be asked.
     Down,
+    /// Machines that are made are given their address by a server of the network, and it may change
+    /// ([`Provider::move_to`]).
+    Leased,
 }
 
 impl Knob {
@@ -78,6 +84,7 @@ impl Knob {
             Self::DeafToShutdown => "deaf-to-shutdown",
             Self::GoingDown => "going-down",
             Self::Down => "down",
+            Self::Leased => "leased",
         }
     }
 }
@@ -101,11 +108,21 @@ pub struct Vm {
     pub nic: Option<Nic>,
     /// The hardware address of the interface that leads out.
     pub outer_mac: Mac,
+    /// The address that a server of its network gave it.
+    #[serde(default)]
+    pub leased: Option<IpAddr>,
 }
 
 impl Vm {
-    fn instance(&self) -> Result<Instance> {
+    /// What the provider tells of it.
+    ///
+    /// # Errors
+    /// When nothing leads to it.
+    pub fn instance(&self) -> Result<Instance> {
         let at = |port: u16| {
+            if let Some(leased) = self.leased {
+                return Ok(SocketAddr::new(leased, port));
+            }
             self.endpoints
                 .iter()
                 .find(|forward| forward.guest == port)
@@ -214,6 +231,17 @@ impl Provider {
         self.names("networks")
     }
 
+    /// Gives the machine another address.
+    ///
+    /// # Errors
+    /// When nothing carries the claim, or its folder cannot be written.
+    pub fn move_to(&self, claim: Claim, address: IpAddr) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut vm = self.must(claim)?;
+        vm.leased = Some(address);
+        self.save(&vm)
+    }
+
     fn network(&self, id: &str) -> PathBuf {
         self.root.join("networks").join(id)
     }
@@ -309,6 +337,10 @@ impl Provider {
             published,
             nic: spec.nic.clone(),
             outer_mac: spec.outer_mac,
+            // TEST-NET-1 (RFC 5737): nobody is there.
+            leased: self
+                .knob(Knob::Leased)
+                .then(|| Ipv4Addr::new(192, 0, 2, 10).into()),
         };
         let new = self.root.join("vms").join(format!(".new-{}", spec.claim));
         if new.exists() {
@@ -403,74 +435,6 @@ fn first_boot(folder: &Path) -> Result<()> {
     fs::rename(&new, &ssh).or_fail(Kind::Io, || "failed to boot".to_owned())
 }
 
-type Listeners = HashMap<(Claim, SocketAddr), TcpListener>;
-
-/// The ports that are really listened at: those of machines that this very process opened.
-fn listeners() -> &'static Mutex<Listeners> {
-    static OPEN: OnceLock<Mutex<Listeners>> = OnceLock::new();
-    OPEN.get_or_init(Mutex::default)
-}
-
-/// Listens for `claim` at exactly these addresses, or, when one is taken, at those of before.
-fn listen_exactly(claim: Claim, wanted: &[Forward]) -> Result<()> {
-    let mut open = listeners()
-        .lock()
-        .map_err(|_| Error::new(Kind::Failed, "the list of listeners is lost"))?;
-    let mut new = Vec::new();
-    for forward in wanted {
-        if !open.contains_key(&(claim, forward.host)) {
-            new.push((forward.host, bind(forward.host)?));
-        }
-    }
-    open.retain(|(whose, address), _| {
-        *whose != claim || wanted.iter().any(|forward| forward.host == *address)
-    });
-    open.extend(
-        new.into_iter()
-            .map(|(address, listener)| ((claim, address), listener)),
-    );
-    Ok(())
-}
-
-fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).map_err(|error| {
-        let taken = Error::new(
-            Kind::Conflict,
-            format!("port {} of {} is taken", address.port(), address.ip()),
-        );
-        match owner(address) {
-            Some(pid) => taken.because(format!("process {pid} listens there")),
-            None => taken.because(error),
-        }
-    })
-}
-
-/// The process that listens at an IPv4 address (proc(5): /proc/net/tcp, /proc/PID/fd).
-fn owner(address: SocketAddr) -> Option<u32> {
-    let SocketAddr::V4(address) = address else {
-        return None;
-    };
-    let local = format!(
-        "{:08X}:{:04X}",
-        u32::from_ne_bytes(address.ip().octets()),
-        address.port()
-    );
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = table.lines().find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        (columns.get(1) == Some(&local.as_str()) && columns.get(3) == Some(&"0A"))
-            .then(|| columns.get(9).map(|inode| format!("socket:[{inode}]")))?
-    })?;
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        fs::read_dir(entry.path().join("fd"))
-            .ok()?
-            .flatten()
-            .any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == inode.as_str()))
-            .then_some(pid)
-    })
-}
-
 /// The driver of this provider.
 #[derive(Clone, Debug)]
 pub struct FakeDriver {
@@ -527,6 +491,12 @@ impl Driver for FakeDriver {
     }
 
     fn wants(&self) -> Wants {
+        if self.provider.knob(Knob::Leased) {
+            return Wants {
+                leased: true,
+                ..Wants::default()
+            };
+        }
         Wants {
             forwards: true,
             network: "10.133.7.0/24".parse().ok(),
