@@ -15,6 +15,7 @@ mod inspect;
 mod logs;
 mod ls;
 mod man;
+mod mount;
 mod persona;
 mod power;
 mod provision;
@@ -23,6 +24,7 @@ mod regenerate;
 mod render;
 mod report;
 mod rm;
+mod scp;
 mod shell;
 mod ssh;
 mod ssh_config;
@@ -118,6 +120,8 @@ enum Commands {
     Config(config::Config),
     Use(use_::Use),
     Ssh(ssh::Ssh),
+    Scp(scp::Scp),
+    Mount(mount::Mount),
     SshConfig(ssh_config::SshConfig),
     Ip(where_is::Ip),
     Url(where_is::Url),
@@ -489,6 +493,8 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Config(command) => command.run(&session).await,
         Commands::Use(command) => command.run(&session).await,
         Commands::Ssh(command) => command.run(&session).await,
+        Commands::Scp(command) => command.run(&session).await,
+        Commands::Mount(command) => command.run(&session).await,
         Commands::SshConfig(command) => command.run(&session),
         Commands::Ip(command) => command.run(&session).await,
         Commands::Url(command) => command.run(&session).await,

@@ -168,11 +168,14 @@ impl Record {
     /// # Errors
     /// [`Kind::NotFound`] when there is none.
     pub fn load(store: &Store, name: &str) -> Result<Self> {
-        Self::find(store, name)?.ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("machine `{name}` does not exist"))
-                .hint("`forge ls` shows the machines; `forge create` makes one")
-                .fact(forge_driver::Fact::NoMachine(name.to_owned()))
-        })
+        Self::find(store, name)?.ok_or_else(|| Self::missing(name))
+    }
+
+    /// That there is no machine `name`.
+    pub fn missing(name: &str) -> Error {
+        Error::new(Kind::NotFound, format!("machine `{name}` does not exist"))
+            .hint("`forge ls` shows the machines; `forge create` makes one")
+            .fact(forge_driver::Fact::NoMachine(name.to_owned()))
     }
 
     /// All records, sorted by name, each with what went wrong reading it.

@@ -138,6 +138,15 @@ impl SshGuest {
         }
     }
 
+    /// Starts a command; whoever asks reads and feeds it.
+    pub(super) async fn run(
+        &self,
+        command: &str,
+    ) -> Result<(ChannelReadHalf, ChannelWriteHalf<client::Msg>)> {
+        let lost = |why: String| Error::new(Kind::Unavailable, self.failed(command)).because(why);
+        self.start(command).await.map_err(lost)
+    }
+
     async fn start(
         &self,
         command: &str,

@@ -12,6 +12,7 @@ use forge_driver::Result;
 
 use crate::http::Stream;
 
+mod copy;
 mod exec;
 pub mod first_contact;
 mod forward;
@@ -23,9 +24,11 @@ pub mod ssh;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use copy::{Place, copy};
 pub use forward::Forward;
 pub use keys::{HostKeys, KeyPair, fingerprint, generate_key};
 pub use session::Streams;
+pub use signals::signalled;
 
 /// At most this much of each output stream of a command is kept; more is read and dropped.
 pub const OUTPUT_LIMIT: usize = 4 << 20;

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use forge_driver::{Context, Kind, Result};
 use futures_util::future::select_all;
 use russh::Sig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -65,6 +66,16 @@ impl Signals {
         });
         select_all(each).await.0
     }
+}
+
+/// Waits until this process is sent a signal that asks it to end, and gives the exit code for it.
+///
+/// # Errors
+/// When signals cannot be caught.
+pub async fn signalled() -> Result<u8> {
+    let mut signals = Signals::all().or_fail(Kind::Io, || "failed to catch signals".to_owned())?;
+    let caught = signals.next().await;
+    Ok(u8::try_from(128 + caught.number).unwrap_or(255))
 }
 
 /// A delivery may take this long.

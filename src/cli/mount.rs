@@ -1,0 +1,118 @@
+//! `forge mount`
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::process::Command;
+
+use clap::Args;
+use forge::machine::access;
+use forge_driver::{Error, Fact, Kind, Result, process};
+
+use super::scp::{here, machine, patience, there, wrong_count};
+use super::{DEFAULT_MACHINE, Outcome, Session};
+
+/// Mount a folder of a machine here by sshfs, or unmount it
+///
+/// The folder is mounted on DIR, else on the path that it has on the machine.
+#[derive(Args)]
+pub struct Mount {
+    /// Unmount
+    #[arg(short, long)]
+    unmount: bool,
+    /// The folder of the machine, and where it is to be here
+    #[arg(value_names = ["MACHINE:PATH", "DIR"], num_args = 0..)]
+    words: Vec<OsString>,
+}
+
+/// A folder of a machine.
+struct Source {
+    user: Option<String>,
+    machine: String,
+    path: OsString,
+}
+
+impl Source {
+    /// Without a colon, all of it is the path (docker-machine's commands/mount.go, `getInfoForSshfsArg`).
+    fn read(word: &OsStr) -> Result<Self> {
+        let bytes = word.as_bytes();
+        let (host, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(at) => (&bytes[..at], &bytes[at + 1..]),
+            None => (DEFAULT_MACHINE.as_bytes(), bytes),
+        };
+        let host = std::str::from_utf8(host).map_err(|error| {
+            Error::new(
+                Kind::Usage,
+                format!("`{}` names no machine", word.display()),
+            )
+            .because(error)
+        })?;
+        let (user, machine) = match host.split_once('@') {
+            Some((user, machine)) => (Some(user.to_owned()), machine),
+            None => (None, host),
+        };
+        Ok(Self {
+            user,
+            machine: machine.to_owned(),
+            path: OsString::from_vec(path.to_vec()),
+        })
+    }
+}
+
+impl Mount {
+    /// Becomes sshfs, or what unmounts.
+    pub async fn run(self, session: &Session) -> Result<Outcome> {
+        let (source, folder) = match self.words.as_slice() {
+            [source] => (Source::read(source)?, None),
+            [source, folder] => (Source::read(source)?, Some(folder)),
+            _ => {
+                return Err(wrong_count(
+                    "`mount` takes a folder of a machine, and where to mount it",
+                ));
+            }
+        };
+        let folder = here(folder.unwrap_or(&source.path));
+        if self.unmount {
+            return Err(unmounted(&folder)?);
+        }
+        let (forge, record) = machine(session, &source.machine).await?;
+        let sshfs = process::which(Path::new("sshfs")).ok_or_else(|| {
+            Error::new(Kind::Unavailable, "`sshfs` is not installed")
+                .hint("install sshfs")
+                .fact(Fact::NoProgram("sshfs"))
+        })?;
+        let mut command = Command::new(sshfs);
+        command
+            .arg("-F")
+            .arg(access::openssh(&forge.store, &[&record])?)
+            .arg("-o")
+            .arg(patience(session))
+            .arg(there(source.user.as_deref(), &record.name, &source.path))
+            .arg(folder);
+        Err(process::replace(command))
+    }
+}
+
+/// Becomes what unmounts. Comes back only with what kept it from that.
+fn unmounted(folder: &OsStr) -> Result<Error> {
+    let known: [(&str, &[&str]); 3] = [
+        ("fusermount3", &["-u"]),
+        ("fusermount", &["-u"]),
+        ("umount", &[]),
+    ];
+    let found = known.into_iter().find_map(|(name, words)| {
+        let program = process::which(Path::new(name))?;
+        let mut command = Command::new(program);
+        command.args(words).arg(folder);
+        Some(command)
+    });
+    let command = found.ok_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            "neither `fusermount3` nor `umount` is installed",
+        )
+        .hint("install fuse3")
+        .fact(Fact::NoProgram("fusermount"))
+    })?;
+    Ok(process::replace(command))
+}
