@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use common::Lab;
 use common::certificates::{amiss, answering};
+use common::sshd::Sshd;
 use forge_driver::fake::Knob;
 
 /// A store with the machine `n1`, whose address a server of its network gives.
@@ -18,23 +19,36 @@ fn made() -> Lab {
 
 /// Gives it another address.
 fn moved(lab: &Lab, last: u8) -> String {
-    let address = IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+    // Other runs have others.
+    let run = u8::try_from(std::process::id() % 250).expect("small");
+    let address = IpAddr::from(Ipv4Addr::new(127, 78, run, last));
     let claim = lab.provider.vms().expect("the provider")[0].claim;
     lab.provider.move_to(claim, address).expect("moved");
     address.to_string()
+}
+
+/// The recorded address.
+fn address(lab: &Lab) -> String {
+    let endpoints = &lab.record("n1")["instance"]["endpoints"];
+    let at: SocketAddr = endpoints["engine"]
+        .as_str()
+        .expect("one")
+        .parse()
+        .expect("one");
+    at.ip().to_string()
 }
 
 /// What the record and what lies beside it say.
 #[track_caller]
 fn recorded(lab: &Lab, address: &str) {
     let endpoints = &lab.record("n1")["instance"]["endpoints"];
-    assert_eq!(endpoints["ssh"], format!("{address}:22"));
+    assert_eq!(endpoints["ssh"], format!("{address}:2222"));
     assert_eq!(endpoints["engine"], format!("{address}:2376"));
     let beside = |name: &str| {
         std::fs::read_to_string(lab.home.join("machines/n1").join(name)).expect("a companion")
     };
     assert!(beside("config.json").contains(&format!("\"IPAddress\": \"{address}\"")));
-    assert!(beside("known_hosts").starts_with(&format!("{address} ")));
+    assert!(beside("known_hosts").starts_with(&format!("[{address}]:2222 ")));
 }
 
 /// The machine was never switched off and on.
@@ -46,7 +60,7 @@ fn ran_on(lab: &Lab) {
 #[test]
 fn point_03_after_a_restart_with_another_address_docker_is_led_to_the_machine() {
     let lab = made();
-    recorded(&lab, "192.0.2.10");
+    recorded(&lab, &address(&lab));
     lab.forge("stop n1").ok();
     let address = moved(&lab, 20);
     lab.forge("start n1").ok();
@@ -119,12 +133,30 @@ fn an_address_that_answers_asks_no_provider() {
     let lab = made();
     let asked = lab.provider.calls().len();
     let said = lab.forge("ip n1").ok();
-    assert_eq!(said.stdout, "192.0.2.10\n");
+    let address = address(&lab);
+    assert_eq!(said.stdout, format!("{address}\n"));
     assert_eq!(lab.provider.calls().len(), asked);
     // Nobody can say where it is: what is recorded is what there is.
     moved(&lab, 40);
     lab.turn(Knob::Down, true);
-    assert_eq!(lab.forge("ip n1").ok().stdout, "192.0.2.10\n");
+    assert_eq!(lab.forge("ip n1").ok().stdout, format!("{address}\n"));
+}
+
+#[test]
+fn point_03_ssh_finds_it_by_both_ways() {
+    let lab = Lab::new();
+    lab.turn(Knob::Leased, true);
+    let mut sshd = Sshd::of(&lab, "n1");
+    let asked = lab.provider.calls().len();
+    lab.forge("ssh n1 echo here").says(0, "here\n", "");
+    assert_eq!(lab.provider.calls().len(), asked, "no provider is asked");
+    for (last, option) in [(61, ""), (62, "-T")] {
+        let address = moved(&lab, last);
+        sshd.move_to(format!("{address}:2222").parse().expect("an address"));
+        lab.forge(&format!("ssh n1 {option} echo here"))
+            .says(0, "here\n", "");
+        recorded(&lab, &address);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use clap::Args;
 use forge::interrupt;
-use forge::machine::{Forge, Record, access};
+use forge::machine::{Forge, Record, access, relocate};
 use forge::remote::openssh::{Asked, Terminal, is_option};
 use forge::remote::{Streams, ssh};
 use forge_driver::{Error, Fact, Kind, Result, State, ports, process};
@@ -93,13 +93,19 @@ pub fn program(session: &Session, name: &str) -> Result<Option<PathBuf>> {
 
 /// The machine as it can be connected to: what `ssh`, `scp` and `mount` all come by before anything is sent.
 ///
-/// The provider is not asked, so that a machine is reached also while its provider is not. Only where it is certain that
-/// no connection comes about, it is asked why.
+/// The provider is not asked, so that a machine is reached also while its provider is not. Only where no connection comes
+/// about, it is asked why, and where a server of its network gives its address, whether it has another one now.
 ///
 /// # Errors
 /// [`Fact::NotRunning`] for a machine that is off.
 pub async fn arrive(forge: &Forge, record: &Record) -> Result<Record> {
     let address = record.endpoints()?.ssh;
+    if !record.placement.decided() && !relocate::accepts(address).await {
+        let found = relocate::sought(forge, record.clone()).await;
+        if found.endpoints()?.ssh != address {
+            return Ok(found);
+        }
+    }
     if !ports::refused(address) {
         return Ok(record.clone());
     }

@@ -5,12 +5,14 @@
 //! with it. A new certificate is made only where clients go by the address and the certificate does not carry it; on the
 //! way the containers of a machine outside a swarm keep running.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use forge_driver::{Instance, Result};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Forge, Record, create, provision};
+use super::{Forge, Record, create, provision, seen};
 use crate::cluster;
 use crate::store::lock::{Guarded, acquire, try_acquire};
 
@@ -54,31 +56,38 @@ fn moved(record: &Record, now: &Instance) -> bool {
     !record.placement.decided() && now.located() && known != Some(&now.endpoints)
 }
 
-/// The record with the address that the machine has now, for commands that ask no provider while the recorded one
-/// answers. Where nobody can tell, the record is what there is.
+/// The record with the address that the machine has now, for commands that ask no provider while an SSH server answers
+/// at the recorded one. Where nobody can tell, the record is what there is.
 pub async fn knocked(forge: &Forge, record: Record) -> Record {
-    if record.placement.decided() {
+    if record.placement.decided() || answers(forge, &record).await {
         return record;
     }
-    match look(forge, &record).await {
-        Ok(Some(now)) => told(forge, record.clone(), Some(&now))
-            .await
-            .unwrap_or(record),
-        Ok(None) | Err(_) => record,
+    sought(forge, record).await
+}
+
+async fn answers(forge: &Forge, record: &Record) -> bool {
+    match forge.access(record) {
+        Ok(access) => matches!(timeout(KNOCK, access.knock(record)).await, Ok(Ok(_))),
+        Err(_) => false,
     }
 }
 
-async fn look(forge: &Forge, record: &Record) -> Result<Option<Instance>> {
-    let access = forge.access(record)?;
-    if let Ok(Ok(_)) = timeout(KNOCK, access.knock(record)).await {
-        return Ok(None);
-    }
-    let driver = forge.driver(record)?;
-    let claims = [record.claim];
-    let Ok(seen) = timeout(LOOK, driver.observe(&claims)).await else {
-        return Ok(None);
+/// The same, for whom the recorded address does not answer.
+pub async fn sought(forge: &Forge, record: Record) -> Record {
+    let look = async {
+        let seen = seen(&*forge.driver(&record)?, &record).await?;
+        told(forge, record.clone(), seen.1.as_ref()).await
     };
-    Ok(seen?.into_iter().next().and_then(|seen| seen.instance))
+    match timeout(LOOK, look).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) | Err(_) => record.clone(),
+    }
+}
+
+/// Whether something accepts connections at the address of a machine's SSH server: cheaper than [`knocked`], for those
+/// who are about to connect.
+pub async fn accepts(address: SocketAddr) -> bool {
+    matches!(timeout(KNOCK, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
 /// Whether the certificate carries the address that clients go by.

@@ -52,6 +52,14 @@ impl Sshd {
         self.child = start(&self.folder, self.address);
     }
 
+    /// The server listens there from now on, and nowhere else.
+    pub fn move_to(&mut self, address: SocketAddr) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+        self.address = address;
+        self.child = start(&self.folder, address);
+    }
+
     /// What the server has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
