@@ -303,3 +303,111 @@ fn another_ca_takes_over_through_kills_at_every_point() {
 fn another_ca_takes_over_though_several_machines_are_cut_off() {
     through_kills("regenerate-certs --all --ca -f", &["n1", "n2"], 7, 40);
 }
+
+/// A cluster of three managers and a worker, with a service of four tasks.
+fn cluster() -> Lab {
+    let lab = Lab::new();
+    lab.forge("cluster up --managers 3 --workers 1").ok();
+    fs::write(lab.provider.root().join("replicas"), "4").expect("written");
+    lab
+}
+
+const NODES: [&str; 4] = ["default-m1", "default-m2", "default-m3", "default-w1"];
+
+/// What each node is used for, as its managers list it.
+fn uses(lab: &Lab) -> Vec<String> {
+    let status = lab.forge("cluster status --json").ok().json();
+    let nodes = status["nodes"].as_array().expect("nodes").iter();
+    nodes
+        .map(|node| node["availability"].as_str().expect("a use").to_owned())
+        .collect()
+}
+
+#[test]
+fn the_plan_says_what_moves_and_touches_nothing() {
+    let lab = cluster();
+    lab.forge("create x1").ok();
+    lab.forge("create x2").ok();
+    lab.forge("stop x2").ok();
+    let before = lab.files();
+    let plan = lab.forge("regenerate-certs --all --dry-run").ok();
+    let moves =
+        "drained, 1 task moves to other nodes; its engine restarts; then it is active again";
+    assert_eq!(
+        plan.stdout,
+        format!(
+            "x1: its engine restarts; its containers keep running\n\
+             x2: keeps its certificate: machine `x2` is not running: it is Stopped\n\
+             cluster default, one machine after another:\n  \
+             default-w1 (worker): {moves}\n  \
+             default-m2 (manager): {moves}\n  \
+             default-m3 (manager): {moves}\n  \
+             default-m1 (manager): {moves}\n"
+        )
+    );
+    assert_eq!(lab.files(), before);
+}
+
+#[test]
+fn nodes_of_a_swarm_are_renewed_one_after_another() {
+    let lab = cluster();
+    let before = NODES.map(|name| served(&lab, name));
+    let ca = read(&lab, "certs/ca.pem");
+    let renewed = lab.forge("regenerate-certs --all --ca -f --json").ok();
+    assert_eq!(renewed.summary()["changed"], 4, "{}", renewed.stdout);
+    let ready: Vec<serde_json::Value> = renewed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .filter(|event| event["outcome"] == "ready in the swarm")
+        .map(|event| event["machine"].clone())
+        .collect();
+    assert_eq!(
+        ready,
+        ["default-w1", "default-m2", "default-m3", "default-m1"]
+    );
+    for (name, before) in NODES.iter().zip(before) {
+        assert_ne!(served(&lab, name), before, "{name}");
+    }
+    assert_ne!(read(&lab, "certs/ca.pem"), ca);
+    sound(&lab, &NODES, "the cluster");
+    assert_eq!(uses(&lab), ["active"; 4]);
+    // One that is lost is one too many.
+    lab.forge("kill default-m2").ok();
+    let refused = lab.forge("regenerate-certs -f default-m3").run().code(1);
+    assert!(
+        refused
+            .stderr
+            .contains("2 of 3 managers take part, 1 without it, and 2 are needed"),
+        "{}",
+        refused.stderr
+    );
+    lab.forge("regenerate-certs -f default-w1").ok();
+}
+
+#[test]
+fn a_node_that_was_left_drained_is_put_back_by_the_same_command() {
+    let words = "regenerate-certs -f default-m2 default-w1";
+    let passed = points(&cluster(), words);
+    let saves: Vec<usize> = (1..=passed.len())
+        .filter(|number| passed[number - 1].contains("cluster.json"))
+        .collect();
+    assert_eq!(
+        saves.len(),
+        8,
+        "before and after the drain of each: {passed:?}"
+    );
+    each(saves.len(), |index| {
+        let (lab, number) = (cluster(), saves[index - 1]);
+        let at = format!("`{words}` aborted {}", passed[number - 1]);
+        assert_eq!(aborted(&lab, words, number).code, ABORTED, "{at}");
+        // Any change of the cluster puts it back, too.
+        if index % 2 == 0 {
+            lab.forge("cluster up --managers 3 --workers 1").ok();
+            assert_eq!(uses(&lab), ["active"; 4], "{at}");
+        }
+        lab.forge(words).ok();
+        assert_eq!(uses(&lab), ["active"; 4], "{at}");
+        sound(&lab, &NODES, &at);
+    });
+}

@@ -1,14 +1,18 @@
 //! `forge regenerate-certs`
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use clap::Args;
 use forge::ca::{self, rotation};
 use forge::cluster;
-use forge::machine::{Forge, Record, create, live, renew};
+use forge::cluster::spec::ClusterName;
+use forge::machine::renew::Keep;
+use forge::machine::{Forge, Record, live, renew};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Kind, Result};
+use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -21,8 +25,9 @@ use super::{Outcome, Session};
 
 /// Make the TLS certificates of machines anew
 ///
-/// Containers of machines outside a cluster keep running. A machine that is off keeps its certificate and is listed; the
-/// others are done. The same command goes on with what was cut off.
+/// Containers of machines outside a cluster keep running. Those of a cluster are done one after another: workers, managers,
+/// the one that leads last; each is drained first where its tasks have somewhere to go. A machine that is off keeps its
+/// certificate and is listed; the others are done. The same command goes on with what was cut off.
 #[derive(Args)]
 pub struct RegenerateCerts {
     /// The machines [default: default]
@@ -40,6 +45,9 @@ pub struct RegenerateCerts {
     /// With `--all`: make a new CA, too; what shows a certificate of the earlier one is let in no more
     #[arg(long, requires = "all", conflicts_with = "names")]
     ca: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl RegenerateCerts {
@@ -55,6 +63,9 @@ impl RegenerateCerts {
         } else {
             distinct(or_default(self.names.clone()))
         };
+        if self.dry_run {
+            return show(session, &reader, &names).await;
+        }
         if !self.force && !agreed(session, &names)? {
             return Ok(Outcome::Done);
         }
@@ -121,68 +132,134 @@ fn agreed(session: &Session, names: &[String]) -> Result<bool> {
     .map(|()| true)
 }
 
-/// Which certificates are left as they are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Nothing,
-    OfTheNewAuthority,
+/// Each machine, as many at once as there is room for; those of clusters after them, one after another. What each came to:
+/// whether it was changed.
+async fn machines(
+    forge: &Forge,
+    names: &[String],
+    keep: Keep,
+) -> Result<Vec<(String, Result<bool>)>> {
+    let Sorted {
+        alone,
+        clusters,
+        unreadable,
+    } = Sorted::of(forge, names)?;
+    let mut done = unreadable;
+    done.extend(side_by_side(forge, &alone, keep).await?);
+    for (cluster, members) in clusters {
+        match cluster::renew::renew(forge, &cluster, &members, keep).await {
+            Ok(renewed) => done.extend(renewed),
+            Err(error) => {
+                let first = members.into_iter().next().unwrap_or_default();
+                let what = format!("failed to renew the certificates of cluster `{cluster}`");
+                done.push((first, Err(error.context(what))));
+            }
+        }
+    }
+    Ok(done)
 }
 
-/// Each machine, as many at once as there is room for, those of a cluster one after another: their engines go down for a
-/// moment. What each came to: whether it was changed.
-async fn machines(
+/// Machines, by whether they are nodes of a cluster.
+struct Sorted {
+    alone: Vec<String>,
+    clusters: BTreeMap<ClusterName, BTreeSet<String>>,
+    /// One that cannot be read keeps no other from being done.
+    unreadable: Vec<(String, Result<bool>)>,
+}
+
+impl Sorted {
+    fn of(forge: &Forge, names: &[String]) -> Result<Self> {
+        let mut sorted = Self {
+            alone: Vec::new(),
+            clusters: BTreeMap::new(),
+            unreadable: Vec::new(),
+        };
+        for name in names {
+            match Record::load(&forge.store, name) {
+                Ok(record) => match record.member {
+                    Some(member) => {
+                        let members = sorted.clusters.entry(member.cluster.parse()?);
+                        members.or_default().insert(name.clone());
+                    }
+                    None => sorted.alone.push(name.clone()),
+                },
+                Err(error) if error.kind() == Kind::NotFound => return Err(error),
+                Err(error) => sorted.unreadable.push((name.clone(), Err(error))),
+            }
+        }
+        Ok(sorted)
+    }
+}
+
+async fn side_by_side(
     forge: &Forge,
     names: &[String],
     keep: Keep,
 ) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let room = Arc::new(Semaphore::new(FAN_OUT));
-    let turn = Arc::new(Semaphore::new(1));
     let mut running = JoinSet::new();
     for name in names {
-        let forge = forge.of(name);
-        let record = match Record::load(&forge.store, name) {
-            Ok(record) => record,
-            // One that cannot be read keeps no other from being done.
-            Err(error) if error.kind() != Kind::NotFound => {
-                let name = name.clone();
-                running.spawn(async move { (name, Err(error)) });
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let room = if record.member.is_some() {
-            &turn
-        } else {
-            &room
-        }
-        .clone();
+        let (forge, name, room) = (forge.of(name), name.clone(), room.clone());
         running.spawn(async move {
             // The semaphore is never closed; without a permit the work would only start sooner.
             let _permit = room.acquire().await;
-            let name = record.name.clone();
-            let done = one(&forge, record, keep).await.map_err(|error| {
-                error.context(format!("failed to make the certificate of `{name}` anew"))
-            });
+            let done = one(&forge, &name, keep).await;
             (name, done)
         });
     }
     tasks::all(running).await
 }
 
-async fn one(forge: &Forge, record: Record, keep: Keep) -> Result<bool> {
-    let record = live::running(forge, &record).await?;
-    let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
-    let on_it = record
-        .tls
-        .as_ref()
-        .is_some_and(|tls| tls.authority == authority.fingerprint());
-    let peers = cluster::record::peers(&forge.store, &record)?;
-    let record = if keep == Keep::OfTheNewAuthority && on_it {
-        record
-    } else {
-        renew::begin(forge, record, &authority)?
-    };
-    let up = create::bring_up(forge, record, None, &peers).await?;
-    Ok(up.changed > 0)
+async fn one(forge: &Forge, name: &str, keep: Keep) -> Result<bool> {
+    let record = Record::load(&forge.store, name)?;
+    let record = live::running(forge, &record).await.map_err(|error| {
+        error.context(format!("failed to make the certificate of `{name}` anew"))
+    })?;
+    renew::machine(forge, record, None, keep).await
+}
+
+/// Says what would be done.
+async fn show(session: &Session, forge: &Forge, names: &[String]) -> Result<Outcome> {
+    let Sorted {
+        alone, clusters, ..
+    } = Sorted::of(forge, names)?;
+    let mut machines = Vec::new();
+    for name in alone {
+        let record = Record::load(&forge.store, &name)?;
+        let kept = live::running(forge, &record).await.err();
+        machines.push((name, kept.map(|error| error.line())));
+    }
+    let mut turns = Vec::new();
+    for (cluster, members) in clusters {
+        turns.push((
+            cluster.to_string(),
+            cluster::renew::dry_run(forge, &cluster, &members).await?,
+        ));
+    }
+    if session.json() {
+        let machines: Vec<_> = machines
+            .iter()
+            .map(|(name, kept)| json!({"name": name, "kept": kept}))
+            .collect();
+        let clusters: Vec<_> = turns
+            .iter()
+            .map(|(name, turns)| json!({"name": name, "turns": turns}))
+            .collect();
+        println!("{}", json!({"machines": machines, "clusters": clusters}));
+        return Ok(Outcome::Done);
+    }
+    for (name, kept) in machines {
+        match kept {
+            None => println!("{name}: its engine restarts; its containers keep running"),
+            Some(why) => println!("{name}: keeps its certificate: {why}"),
+        }
+    }
+    for (name, turns) in turns {
+        println!("cluster {name}, one machine after another:");
+        for turn in turns {
+            println!("  {turn}");
+        }
+    }
+    Ok(Outcome::Done)
 }

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod pool;
 pub mod probe;
 pub mod record;
+pub mod renew;
 pub mod responder;
 pub mod spec;
 pub mod status;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::renew::Renewing;
 use super::spec::{ClusterName, ClusterSpec};
 use crate::machine::Record;
 use crate::store::{self, Store, read_json, write_json};
@@ -39,6 +40,9 @@ pub struct ClusterRecord {
     /// the first join.
     #[serde(default)]
     pub unsettled: bool,
+    /// A node is drained while its machine's certificate is made anew: what is to be put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewing: Option<Renewing>,
     /// Its removal has begun: it can only go on.
     #[serde(default)]
     pub leaving: bool,

@@ -460,6 +460,31 @@ pub async fn set_availability(
         > 0)
 }
 
+/// Sets what one node, by id, is used for; runs on a manager. No program is started there.
+///
+/// # Errors
+/// When the node does not exist, or the managers have no quorum.
+pub async fn set_use(guest: &dyn Guest, id: &str, availability: Availability) -> Result<()> {
+    again(|| async {
+        let nodes = Request::get("/nodes").ask(guest).await?;
+        let node = nodes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|node| node["ID"].as_str() == Some(id))
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no node `{id}`")))?;
+        let mut spec = node["Spec"].clone();
+        let wished = json!(availability);
+        if spec["Availability"] == wished {
+            return Ok(());
+        }
+        spec["Availability"] = wished;
+        let path = format!("/nodes/{id}/update?version={}", node["Version"]["Index"]);
+        Request::post(path, &spec).send(guest).await.map(|_| ())
+    })
+    .await
+}
+
 /// Makes a worker a manager; runs on a manager. Returns whether anything was changed.
 ///
 /// # Errors

@@ -350,6 +350,7 @@ pub async fn up(
             founder: None,
             cluster_id: None,
             unsettled: false,
+            renewing: None,
             leaving: false,
         })
     };

@@ -14,9 +14,11 @@ use std::path::Path;
 use forge_driver::atomic::NewFile;
 use forge_driver::{Error, Kind, Result};
 
+use super::access::Connection;
 use super::tls::{CA, CLIENT, CLIENT_KEY, ClientFiles, SERVER, SERVER_KEY, read};
-use super::{Forge, Record, Tls, provision, tls};
+use super::{Forge, Record, Tls, create, provision, tls};
 use crate::ca::{self, Authority};
+use crate::cluster;
 use crate::secret::Secret;
 use crate::store::lock::{Guarded, try_acquire};
 use crate::store::{self, Store, write_file, write_files};
@@ -82,7 +84,7 @@ pub fn papers(forge: &Forge, record: Record, authority: &Authority) -> Result<(R
 ///
 /// # Errors
 /// As [`papers`].
-pub fn begin(forge: &Forge, record: Record, authority: &Authority) -> Result<Record> {
+fn begin(forge: &Forge, record: Record, authority: &Authority) -> Result<Record> {
     if record.renewing.is_some() {
         return papers(forge, record, authority).map(|(record, _)| record);
     }
@@ -271,4 +273,44 @@ pub async fn lasting(forge: &Forge, record: &Record) -> Result<Option<String>> {
         ))),
         None => Ok(None),
     }
+}
+
+/// Which certificates are left as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// None.
+    Nothing,
+    /// Those of the CA that signs from now on: what was cut off goes on.
+    OfTheNewAuthority,
+}
+
+/// Makes the certificate of a machine that is on anew, and what differs from what forge makes of machines besides.
+/// Whether anything was changed. The caller holds the machine's lock; `open` is a connection that it has already.
+///
+/// # Errors
+/// What failed; clients use what they have until the new certificate is proved.
+pub async fn machine(
+    forge: &Forge,
+    record: Record,
+    open: Option<Connection>,
+    keep: Keep,
+) -> Result<bool> {
+    let name = record.name.clone();
+    let work = async {
+        let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
+        let on_it = record
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.authority == authority.fingerprint());
+        let peers = cluster::record::peers(&forge.store, &record)?;
+        let record = if keep == Keep::OfTheNewAuthority && on_it {
+            record
+        } else {
+            begin(forge, record, &authority)?
+        };
+        let up = create::bring_up(forge, record, open, &peers).await?;
+        Ok::<_, Error>(up.changed > 0)
+    };
+    work.await
+        .map_err(|error| error.context(format!("failed to make the certificate of `{name}` anew")))
 }

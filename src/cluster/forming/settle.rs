@@ -74,6 +74,15 @@ impl Forming<'_> {
             }
         }
         let nodes = swarm::wait(&*entry.guest, &expected, forge.patience, &on_trouble).await?;
+        if let Some(left) = self.record.renewing.take() {
+            // A command that was cut off has left it drained.
+            let there = nodes.iter().any(|node| node.id == left.node);
+            if there {
+                swarm::set_use(&*entry.guest, &left.node, left.availability).await?;
+            }
+            self.record.save(&forge.store)?;
+            self.changed += usize::from(there);
+        }
         let labels: BTreeMap<String, Zone> = self
             .members
             .values()

@@ -205,6 +205,7 @@ impl Engine {
                 write(&services.join(name), "")?;
                 (201, json!({"ID": name}).to_string())
             }
+            ("GET", ["tasks"]) => (200, self.tasks(&member.cluster)?.to_string()),
             ("GET", ["services"]) => (200, listed(&services, "ID", "")),
             ("GET", ["services", name]) if services.join(name).exists() => {
                 let ports = json!({"Endpoint": {"Ports": [{"PublishedPort": PUBLISHED}]}});
@@ -264,6 +265,31 @@ impl Engine {
             }));
         }
         Ok(Value::Array(nodes))
+    }
+}
+
+impl Engine {
+    /// `[Task]`: as many as the provider's file `replicas` says, in turn on the nodes that take tasks.
+    fn tasks(&self, cluster: &str) -> Result<Value> {
+        let count = fs::read_to_string(self.provider.root().join("replicas")).unwrap_or_default();
+        let count: usize = count.trim().parse().unwrap_or_default();
+        let nodes = self.nodes(cluster)?;
+        let active: Vec<&Value> = nodes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|node| {
+                node["Spec"]["Availability"] == "active" && node["Status"]["State"] == "ready"
+            })
+            .collect();
+        let task = |slot: usize| {
+            let node = active.get(slot % active.len().max(1));
+            json!({
+                "ServiceID": "web", "Slot": slot + 1, "NodeID": node.map(|node| &node["ID"]),
+                "Status": {"State": if node.is_some() { "running" } else { "pending" }}, "Spec": {},
+            })
+        };
+        Ok(Value::Array((0..count).map(task).collect()))
     }
 }
 

@@ -1,0 +1,316 @@
+//! The certificates of a cluster's machines, made anew one machine after another: on a node of a swarm the engine takes
+//! its containers down when it restarts.
+//!
+//! Before each node the quorum is checked; where its tasks have somewhere to go it is drained, and its engine restarts
+//! when they run there; what it was used for is put back when the managers list it as ready. What is to be put back is
+//! on disk before the drain, so that the same command goes on after a kill anywhere.
+
+pub mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use forge_driver::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::api::{Request, query};
+use super::down::locked;
+use super::look::{Seen, look};
+use super::node::{Availability, Membership, Node};
+use super::record::ClusterRecord;
+use super::spec::ClusterName;
+use super::swarm::{self, Expected};
+use crate::interrupt;
+use crate::machine::access::Connection;
+use crate::machine::{Forge, Record, live, renew};
+use crate::remote::Guest;
+use plan::{Task, Turn};
+
+/// The tasks of a drained node run elsewhere within this time, or they are left where they are.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// Managers answer within this time: they may have to agree on a leader.
+const LISTED: Duration = Duration::from_secs(60);
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What is to be put back: saved before a node is drained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewing {
+    /// The machine.
+    pub machine: String,
+    /// Its node.
+    pub node: String,
+    /// What it was used for.
+    pub availability: Availability,
+}
+
+/// What would be done, in order; nothing is touched.
+///
+/// # Errors
+/// When the cluster cannot be read, or its managers would not decide any more.
+pub async fn dry_run(
+    forge: &Forge,
+    name: &ClusterName,
+    wanted: &BTreeSet<String>,
+) -> Result<Vec<Turn>> {
+    let record = ClusterRecord::load(&forge.store, name)?;
+    let seen = look(forge, name, Some(&record)).await?;
+    let wanted = nodes_of(&seen, wanted);
+    let tasks = match seen.manager() {
+        Some(manager) => tasks(&*manager.guest).await?,
+        None => Vec::new(),
+    };
+    plan::plan(&seen.observed.nodes, &tasks, &wanted)
+}
+
+/// The machines among `wanted` that are nodes, by their node ids.
+fn nodes_of(seen: &Seen, wanted: &BTreeSet<String>) -> BTreeMap<String, String> {
+    seen.observed
+        .machines
+        .iter()
+        .filter_map(|machine| {
+            let name = seen.name_of(machine.place)?;
+            let node = machine.membership.as_ref().filter(|node| node.belongs())?;
+            wanted
+                .contains(name)
+                .then(|| (node.node_id.clone(), name.to_owned()))
+        })
+        .collect()
+}
+
+/// The tasks that are to run, as a manager lists them.
+async fn tasks(manager: &dyn Guest) -> Result<Vec<Task>> {
+    let filter = query(r#"{"desired-state":{"running":true}}"#);
+    let path = format!("/tasks?filters={filter}");
+    plan::parse_tasks(&Request::get(path).send(manager).await?)
+}
+
+/// What each of the machines came to: whether it was changed. The first failure ends it: no further node is touched.
+///
+/// # Errors
+/// When the cluster cannot be read, or locks are not had.
+pub async fn renew(
+    forge: &Forge,
+    name: &ClusterName,
+    wanted: &BTreeSet<String>,
+    keep: renew::Keep,
+) -> Result<Vec<(String, Result<bool>)>> {
+    let mut record = ClusterRecord::load(&forge.store, name)?;
+    let (_cluster, _machines, members) = locked(forge, name).await?;
+    let seen = look(forge, name, Some(&record)).await?;
+    let mut done = Vec::new();
+    let mut rest = BTreeSet::new();
+    for member in members
+        .iter()
+        .filter(|member| wanted.contains(&member.name))
+    {
+        match live::running(forge, member).await {
+            Ok(_) => {
+                rest.insert(member.name.clone());
+            }
+            Err(error) => done.push((member.name.clone(), Err(error))),
+        }
+    }
+    let mut nodes = nodes_of(&seen, &rest);
+    let mut work = Work {
+        forge,
+        seen: &seen,
+        record: &mut record,
+        keep,
+    };
+    work.put_back("").await?;
+    // What is no node yet has no tasks.
+    let others: Vec<String> = rest
+        .iter()
+        .filter(|name| !nodes.values().any(|node| node == *name))
+        .cloned()
+        .collect();
+    for name in others {
+        let result = work.machine(&name).await;
+        done.push((name, result));
+    }
+    let mut failed = None;
+    while failed.is_none() && !nodes.is_empty() {
+        let Some((name, turn)) = work.next(&nodes).await? else {
+            break;
+        };
+        let result = match turn {
+            Ok(turn) => work.turn(&turn).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            failed = Some(name.clone());
+        }
+        nodes.retain(|_, machine| *machine != name);
+        done.push((name, result));
+    }
+    done.extend(nodes.into_values().map(|left| {
+        let why = match &failed {
+            Some(name) => format!("nothing is touched after `{name}` failed"),
+            None => "the managers do not list it".to_owned(),
+        };
+        let error = Error::new(
+            Kind::Conflict,
+            format!("machine `{left}` keeps its certificate: {why}"),
+        );
+        (left, Err(error))
+    }));
+    Ok(done)
+}
+
+/// One cluster, at work on it.
+struct Work<'a> {
+    forge: &'a Forge,
+    seen: &'a Seen,
+    record: &'a mut ClusterRecord,
+    keep: renew::Keep,
+}
+
+impl Work<'_> {
+    /// Connections to the managers, that of `machine` last: its engine is to restart.
+    fn managers(&self, machine: &str) -> Vec<&Connection> {
+        let manages = |member: &Membership| member.manager;
+        let mut names: Vec<&str> = self
+            .seen
+            .observed
+            .machines
+            .iter()
+            .filter(|machine| machine.membership.as_ref().is_some_and(manages))
+            .filter_map(|machine| self.seen.name_of(machine.place))
+            .collect();
+        names.sort_by_key(|name| *name == machine);
+        names
+            .into_iter()
+            .filter_map(|name| self.seen.connections.get(name))
+            .collect()
+    }
+
+    /// A manager that decides, with what it lists; one that has just come back may need a moment.
+    async fn listed(&self, machine: &str) -> Result<(&Connection, Vec<Node>, Vec<Task>)> {
+        let end = Instant::now() + LISTED.min(self.forge.patience);
+        loop {
+            let mut last = None;
+            for manager in self.managers(machine) {
+                let answer = async {
+                    let nodes = swarm::nodes(&*manager.guest).await?;
+                    Ok::<_, Error>((nodes, tasks(&*manager.guest).await?))
+                };
+                match answer.await {
+                    Ok((nodes, tasks)) => return Ok((manager, nodes, tasks)),
+                    Err(error) => last = Some(error),
+                }
+            }
+            let error = last.unwrap_or_else(|| {
+                let name = &self.record.spec.name;
+                Error::new(
+                    Kind::Unavailable,
+                    format!("no manager of cluster `{name}` answers"),
+                )
+            });
+            interrupt::check()?;
+            if Instant::now() >= end {
+                return Err(error);
+            }
+            self.forge.events.trouble(&error).await;
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Whose turn it is, as things are now.
+    async fn next(
+        &self,
+        wanted: &BTreeMap<String, String>,
+    ) -> Result<Option<(String, Result<Turn>)>> {
+        interrupt::check()?;
+        let (_, nodes, tasks) = self.listed("").await?;
+        Ok(plan::next(&nodes, &tasks, wanted))
+    }
+
+    /// Puts back what a command that was cut off had found.
+    async fn put_back(&mut self, machine: &str) -> Result<()> {
+        let Some(left) = self.record.renewing.clone() else {
+            return Ok(());
+        };
+        let (manager, ..) = self.listed(machine).await?;
+        swarm::set_use(&*manager.guest, &left.node, left.availability).await?;
+        self.record.renewing = None;
+        self.record.save(&self.forge.store)
+    }
+
+    /// One node, from its drain until it is back as it was.
+    async fn turn(&mut self, turn: &Turn) -> Result<bool> {
+        let name = turn.machine.as_str();
+        let forge = self.forge.of(name);
+        if turn.drain {
+            self.record.renewing = Some(Renewing {
+                machine: turn.machine.clone(),
+                node: turn.node.clone(),
+                availability: turn.availability,
+            });
+            self.record.save(&forge.store)?;
+            if !self.drained(&forge, turn).await? {
+                self.put_back(name).await?;
+            }
+        }
+        let changed = self.machine(name).await?;
+        let deadline = Instant::now() + forge.patience;
+        forge
+            .events
+            .step(
+                "waiting",
+                "the managers to list it as ready",
+                Some(deadline),
+            )
+            .await;
+        let (manager, ..) = self.listed(name).await?;
+        let expected = [Expected {
+            machine: name,
+            node_id: &turn.node,
+            role: turn.role,
+        }];
+        let told = forge.events.clone();
+        let on_trouble = move |why: &str| told.progress(&format!("waiting: {why}"));
+        swarm::wait(&*manager.guest, &expected, forge.patience, &on_trouble).await?;
+        self.put_back(name).await?;
+        forge.events.finished("ready in the swarm", changed).await;
+        Ok(changed)
+    }
+
+    /// Drains the node. Whether its tasks run elsewhere in time.
+    async fn drained(&self, forge: &Forge, turn: &Turn) -> Result<bool> {
+        let end = Instant::now() + DRAIN.min(forge.patience);
+        forge
+            .events
+            .step("draining", "its tasks to run elsewhere", Some(end))
+            .await;
+        let (manager, ..) = self.listed(&turn.machine).await?;
+        swarm::set_use(&*manager.guest, &turn.node, Availability::Drain).await?;
+        loop {
+            let (.., tasks) = self.listed(&turn.machine).await?;
+            let Some(why) = plan::still_there(&tasks, &turn.node, &turn.services) else {
+                return Ok(true);
+            };
+            interrupt::check()?;
+            if Instant::now() >= end {
+                let name = &turn.machine;
+                forge
+                    .events
+                    .warning(format!("the tasks of `{name}` do not move in time ({why}): they start again with its engine"))
+                    .await;
+                return Ok(false);
+            }
+            forge.events.progress(&format!("draining: {why}"));
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The machine's own part.
+    async fn machine(&self, name: &str) -> Result<bool> {
+        let forge = self.forge.of(name);
+        let record = Record::load(&forge.store, name)?;
+        let open = self.seen.connections.get(name).cloned();
+        renew::machine(&forge, record, open, self.keep).await
+    }
+}

@@ -1,0 +1,180 @@
+use super::*;
+use crate::cluster::zones::Zone;
+
+fn node(name: &str, manager: Option<Manager>) -> Node {
+    Node {
+        id: format!("id-{name}"),
+        hostname: name.to_owned(),
+        address: String::new(),
+        health: Health::Ready,
+        availability: Availability::Active,
+        wants_manager: manager.is_some(),
+        manager,
+        zone: Some(Zone(1)),
+    }
+}
+
+fn task(service: &str, node: &str) -> Task {
+    Task {
+        service: service.to_owned(),
+        node: format!("id-{node}"),
+        replicated: true,
+        running: true,
+        constraints: Vec::new(),
+    }
+}
+
+fn all(nodes: &[Node]) -> BTreeMap<String, String> {
+    nodes
+        .iter()
+        .map(|node| (node.id.clone(), node.hostname.clone()))
+        .collect()
+}
+
+/// Three managers, the second of which leads, and two workers.
+fn five() -> Vec<Node> {
+    vec![
+        node("m1", Some(Manager::Reachable)),
+        node("m2", Some(Manager::Leader)),
+        node("m3", Some(Manager::Reachable)),
+        node("w1", None),
+        node("w2", None),
+    ]
+}
+
+#[test]
+fn workers_come_first_and_the_leader_last() {
+    let nodes = five();
+    let order = |wanted: &BTreeMap<String, String>| -> Vec<String> {
+        let turns = plan(&nodes, &[], wanted).expect("a plan");
+        turns.into_iter().map(|turn| turn.machine).collect()
+    };
+    assert_eq!(order(&all(&nodes)), ["w1", "w2", "m1", "m3", "m2"]);
+    let some = BTreeMap::from([
+        ("id-m2".to_owned(), "m2".to_owned()),
+        ("id-w2".to_owned(), "w2".to_owned()),
+        ("id-gone".to_owned(), "gone".to_owned()),
+    ]);
+    assert_eq!(order(&some), ["w2", "m2"]);
+}
+
+#[test]
+fn a_node_is_drained_where_its_tasks_have_somewhere_to_go() {
+    let nodes = five();
+    let mut pinned = task("db", "w1");
+    pinned.constraints = vec!["node.hostname==w1".to_owned()];
+    let mut everywhere = task("agent", "w1");
+    everywhere.replicated = false;
+    let tasks = [task("web", "w1"), task("web", "w2"), pinned, everywhere];
+    let turns = plan(&nodes, &tasks, &all(&nodes)).expect("a plan");
+    let (first, second) = (&turns[0], &turns[1]);
+    assert!(first.drain && !first.no_quorum);
+    assert_eq!((first.moves, first.stops), (1, 2));
+    assert_eq!(
+        first.to_string(),
+        "w1 (worker): drained, 1 task moves to other nodes; its engine restarts, and 2 tasks with it; then it is active again"
+    );
+    assert_eq!((second.drain, second.moves, second.stops), (true, 1, 0));
+    // Without tasks there is nothing to drain.
+    assert_eq!(turns[2].to_string(), "m1 (manager): its engine restarts");
+    assert!(!turns[2].drain);
+}
+
+#[test]
+fn constraints_say_where_a_task_may_go() {
+    let nodes = [
+        node("m1", Some(Manager::Leader)),
+        node("w1", None),
+        node("w2", None),
+    ];
+    let drains = |constraint: &str, nodes: &[Node]| {
+        let mut task = task("web", "w1");
+        task.constraints = vec![constraint.to_owned()];
+        let wanted = BTreeMap::from([("id-w1".to_owned(), "w1".to_owned())]);
+        plan(nodes, &[task], &wanted).expect("a plan")[0].drain
+    };
+    for (constraint, expected) in [
+        ("node.role == manager", true),
+        ("node.role!=worker", true),
+        ("node.hostname == W2", true),
+        ("node.hostname==w1", false),
+        ("node.id == id-w1", false),
+        ("node.labels.zone==z1", true),
+        ("node.labels.zone==z2", false),
+        ("node.labels.disk==ssd", true),
+    ] {
+        assert_eq!(drains(constraint, &nodes), expected, "{constraint}");
+    }
+    // Nobody is there to take it.
+    let mut alone = nodes.to_vec();
+    alone[0].availability = Availability::Drain;
+    alone[2].health = Health::Down;
+    assert!(!drains("node.role!=nothing", &alone));
+}
+
+#[test]
+fn the_quorum_is_checked() {
+    let mut nodes = five();
+    assert!(!may_restart(&nodes, &nodes[0]).expect("two are left"));
+    nodes[2].manager = Some(Manager::Unreachable);
+    let refused = may_restart(&nodes, &nodes[0]).expect_err("one would be left");
+    assert_eq!(refused.kind(), Kind::Refused);
+    assert_eq!(
+        refused.causes(),
+        ["2 of 3 managers take part, 1 without it, and 2 are needed"]
+    );
+    // A worker takes nothing away, and neither does one that is lost already.
+    assert!(!may_restart(&nodes, &nodes[3]).expect("a worker"));
+    assert!(!may_restart(&nodes, &nodes[2]).expect("lost already"));
+    nodes[1].manager = Some(Manager::Unreachable);
+    may_restart(&nodes, &nodes[3]).expect_err("nobody decides");
+    // Of one or two nothing else can be had.
+    let one = [node("m1", Some(Manager::Leader))];
+    assert!(may_restart(&one, &one[0]).expect("alone"));
+    let turns = plan(&one, &[task("web", "m1")], &all(&one)).expect("a plan");
+    assert_eq!(
+        turns[0].to_string(),
+        "m1 (manager): its engine restarts, and 1 task with it; meanwhile the managers decide nothing"
+    );
+    let two = [
+        node("m1", Some(Manager::Leader)),
+        node("m2", Some(Manager::Reachable)),
+    ];
+    assert!(may_restart(&two, &two[1]).expect("both are there"));
+}
+
+#[test]
+fn a_drain_is_over_when_all_runs_elsewhere() {
+    let services = ["web".to_owned()];
+    let wait = |tasks: &[Task]| still_there(tasks, "id-w1", &services);
+    assert_eq!(wait(&[task("web", "w2"), task("db", "w1")]), None);
+    assert_eq!(
+        wait(&[task("web", "w1"), task("web", "w2")]).expect("one"),
+        "1 of its tasks are still there"
+    );
+    let mut starting = task("web", "w2");
+    starting.running = false;
+    assert_eq!(
+        wait(&[starting]).expect("one"),
+        "1 of its tasks do not run elsewhere yet"
+    );
+}
+
+#[test]
+fn tasks_are_read_as_the_engine_lists_them() {
+    let tasks = parse_tasks(
+        r#"[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","DesiredState":"running","Status":{"State":"running"},
+             "Spec":{"Placement":{"Constraints":["node.role==worker"]}}},
+            {"ID":"t2","ServiceID":"s2","NodeID":"n1","Status":{"State":"preparing"},"Spec":{"Placement":{}}},
+            {"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"pending","Err":"no suitable node"}}]"#,
+    )
+    .expect("read");
+    assert_eq!(tasks.len(), 3);
+    assert!(tasks[0].replicated && tasks[0].running && !tasks[1].replicated);
+    assert_eq!(tasks[0].constraints, ["node.role==worker"]);
+    assert_eq!((tasks[2].node.as_str(), tasks[2].running), ("", false));
+    assert_eq!(
+        parse_tasks("{}").expect_err("no list").kind(),
+        Kind::Invalid
+    );
+}
