@@ -3,6 +3,11 @@
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.
 
+pub mod found;
+pub mod keys;
+pub mod settings;
+mod unit;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -95,7 +95,7 @@ const OVERLAY: &[(&str, &str, u32)] = &[
     ("image/sudoers", "etc/sudoers.d/90-forge", 0o440),
     // What every provisioning would put there: the first one finds it done, and systemd has read it.
     (
-        "docker/10-forge.conf.tera",
+        "image/10-forge.conf",
         "etc/systemd/system/docker.service.d/10-forge.conf",
         0o644,
     ),

@@ -4,6 +4,7 @@ pub mod access;
 pub mod companions;
 pub mod create;
 pub mod destroy;
+pub mod engine;
 #[cfg(feature = "lab")]
 pub mod fake;
 mod first_contact;

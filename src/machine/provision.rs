@@ -11,9 +11,10 @@ use super::renew::{self, Papers};
 use super::{Forge, Record, Stage, tls};
 use crate::ca;
 use crate::context;
+use crate::engine::settings::Settings;
 use crate::engine::{self, Trust, server_name};
 use crate::interrupt;
-use crate::playbook::{self, Secrets, Status, Vars};
+use crate::playbook::{self, Status, Vars};
 
 /// The engine answers over TLS within this time once its playbook is done, or its machine has booted: a
 /// manager that lost its power looks for the others first.
@@ -56,7 +57,9 @@ pub async fn apply(
             Some(start + forge.patience),
         )
         .await;
-    let job = job(forge, &record, &papers, peers, false)?;
+    let found = super::engine::there(forge, &record, &*open.guest).await?;
+    let settings = super::engine::settings(forge, &record, &found)?;
+    let job = job(forge, &record, &settings, &papers, peers)?;
     let events = forge.events.clone();
     let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
         if step.status != Status::Ok && step.status != Status::Skipped {
@@ -68,7 +71,10 @@ pub async fn apply(
     })
     .await?;
     forge.events.span("provision", start.elapsed()).await;
-    let version = prove(forge, &record, &papers.client.trust()?).await?;
+    let version = match prove(forge, &record, &papers.client.trust()?).await {
+        Ok(version) => version,
+        Err(error) => return Err(super::engine::explained(forge, &*open.guest, error).await),
+    };
     let mut record = renew::settle(forge, record, &papers)?;
     if papers.fresh {
         follow(forge, &record).await;
@@ -171,9 +177,9 @@ pub(super) async fn follow(forge: &Forge, record: &Record) {
 fn job(
     forge: &Forge,
     record: &Record,
+    settings: &Settings,
     papers: &Papers,
     peers: &[IpAddr],
-    dry_run: bool,
 ) -> Result<playbook::Job> {
     let mut others: Vec<String> = peers
         .iter()
@@ -193,11 +199,9 @@ fn job(
     let docker = playbook::load(&forge.assets, "docker")?;
     let nothing = Vars::new();
     let firewall_vars = Vars::new().with("peers", others);
-    let docker_vars = Vars::new()
-        .with("user", &record.ssh.user)
-        .with("ca", &papers.client.ca)
-        .with("certificate", &papers.server);
-    let secrets = Secrets::new().with("server_key", papers.server_key.clone());
+    let user = Some(record.ssh.user.as_str());
+    let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
+    let secrets = super::engine::secrets(&papers.server_key);
     playbook::compile(
         &[
             (&kernel, &nothing),
@@ -205,6 +209,6 @@ fn job(
             (&docker, &docker_vars),
         ],
         &secrets,
-        dry_run,
+        false,
     )
 }

@@ -21,8 +21,18 @@ use super::{Secrets, Vars};
 const LIBRARY: &str = include_str!("library.sh");
 /// Functions for the main shell alone.
 const ENGINE: &str = include_str!("engine.sh");
-/// Where a machine remembers which `on_change_of` steps are due: noted before the change that they follow.
-const STATE: &str = "/var/lib/forge/due";
+/// Where a machine keeps what scripts go by.
+pub(super) struct Places<'a> {
+    /// Which `on_change_of` steps are due: noted before the change that they follow.
+    pub(super) state: &'a str,
+    /// What runs.
+    pub(super) run: &'a str,
+}
+/// The places of every machine.
+const PLACES: Places<'_> = Places {
+    state: "/var/lib/forge/due",
+    run: "/run",
+};
 /// Seconds that an `apply` or a `read` may take when nothing is said.
 const STEP_DEADLINE: u32 = 60;
 
@@ -72,15 +82,15 @@ impl Job {
 /// # Errors
 /// Names the playbook, the step and the variable or secret that is missing.
 pub fn compile(books: &[(&Playbook, &Vars)], secrets: &Secrets, dry_run: bool) -> Result<Job> {
-    compile_with(books, secrets, dry_run, STATE)
+    compile_with(books, secrets, dry_run, &PLACES)
 }
 
-/// [`compile`], with another folder for what the machine remembers.
+/// [`compile`], for a machine with other places.
 pub(super) fn compile_with(
     books: &[(&Playbook, &Vars)],
     secrets: &Secrets,
     dry_run: bool,
-    state: &str,
+    places: &Places<'_>,
 ) -> Result<Job> {
     let mut script = Script {
         secrets,
@@ -106,7 +116,7 @@ pub(super) fn compile_with(
          unset ENV CDPATH\n\
          set +e +u -f\n\
          umask 022\n\
-         forge_nonce={nonce} forge_dry={dry} forge_state={state} forge_changed= forge_would= forge_pending= forge_noted=' ' forge_step= forge_secrets=\n\
+         forge_nonce={nonce} forge_dry={dry} forge_state={state} forge_run={run} forge_changed= forge_would= forge_pending= forge_noted=' ' forge_step= forge_secrets=\n\
          forge_unit_names={units} forge_files={files} forge_paths={paths} forge_sums=\n\
          forge_library={library}\n\
          eval \"$forge_library\"\n\
@@ -120,7 +130,8 @@ pub(super) fn compile_with(
          }}\n\
          forge_main\n",
         dry = if dry_run { "1" } else { "''" },
-        state = quote(state),
+        state = quote(places.state),
+        run = quote(places.run),
         units = force(&units.join(" ")),
         files = force(&script.files.join(" ")),
         paths = force(&script.paths.join(" ")),

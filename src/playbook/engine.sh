@@ -3,6 +3,7 @@ forge_child() {
   timeout -k 5 "$1" sh /proc/self/fd/3 3<<FORGE_CHILD
 exec 3<&-
 forge_nonce=$forge_nonce
+forge_run=$forge_run
 forge_unit_names='$forge_unit_names'
 $forge_library
 $forge_secrets

@@ -12,7 +12,49 @@ output() {
   done
 }
 fail() { printf '%s\n' "$1"; return 1; }
-running() { [ -L "/run/systemd/units/invocation:$1" ]; }
+running() { [ -L "$forge_run/systemd/units/invocation:$1" ]; }
+by_systemd() { [ -d "$forge_run/systemd/system" ]; }
+service_running() {
+  if by_systemd; then running "$1.service"; else rc-service -q "$1" status >/dev/null 2>&1; fi
+}
+service_enabled() {
+  if by_systemd; then
+    [ -L "/etc/systemd/system/multi-user.target.wants/$1.service" ]
+  else
+    [ -e "/etc/runlevels/default/$1" ] || [ -L "/etc/runlevels/default/$1" ]
+  fi
+}
+service_enable() {
+  if by_systemd; then
+    systemctl enable -q "$1.service"
+    systemctl enable -q "$1.socket" 2>/dev/null || :
+  else
+    rc-update -q add "$1" default
+  fi
+}
+service_restart() {
+  if by_systemd; then
+    # After several failed starts systemd refuses further ones.
+    systemctl reset-failed "$1.service" "$1.socket" 2>/dev/null || :
+    timeout 300 systemctl restart "$1.service"
+  else
+    timeout 300 rc-service "$1" restart
+  fi
+}
+service_reload() {
+  if by_systemd; then
+    systemctl reload "$1.service"
+  else
+    kill -HUP "$(cat "$forge_run/$1.pid")"
+  fi
+}
+service_log() {
+  if by_systemd; then
+    journalctl -u "$1.service" -n 25 --no-pager -o cat | cut -c 1-300 || :
+  else
+    tail -n 25 "/var/log/$1.log" | cut -c 1-300 || :
+  fi
+}
 forge_units=
 unit() {
   [ -n "$forge_units" ] || forge_read_units

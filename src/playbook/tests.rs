@@ -9,11 +9,12 @@ use std::time::Duration;
 use forge_driver::{Error, Kind};
 use tempfile::TempDir;
 
-use super::compile::compile_with;
+use super::compile::{Places, compile_with};
 use super::parse::parse;
 use super::*;
 use crate::remote::testing::{Shell, user};
 
+mod engine;
 mod texts;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -62,7 +63,10 @@ impl Lab {
             &[(&playbook, &self.vars())],
             secrets,
             dry_run,
-            &self.path("state"),
+            &Places {
+                state: &self.path("state"),
+                run: &self.path("run"),
+            },
         )
         .expect("compiles")
     }

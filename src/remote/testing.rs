@@ -54,8 +54,11 @@ impl Shell {
             "timeout",
             "sleep",
             "sync",
+            "cp",
+            "cut",
             "grep",
             "id",
+            "tail",
         ] {
             std::os::unix::fs::symlink(busybox, folder.join(applet)).expect("link");
         }
@@ -63,6 +66,15 @@ impl Shell {
             argv: vec![folder.join("sh").display().to_string()],
             path: Some(folder.display().to_string()),
         }
+    }
+
+    /// The same shell, which finds the programs of this folder first.
+    pub(crate) fn with_first(self, folder: &str) -> Self {
+        let path = self
+            .path
+            .clone()
+            .unwrap_or_else(|| "/usr/bin:/bin".to_owned());
+        self.with_path(format!("{folder}:{path}"))
     }
 
     /// The same shell with another search path.

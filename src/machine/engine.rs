@@ -1,0 +1,146 @@
+//! The engine of a machine, looked at and told what is wished of it: two scripts over one connection, and between them
+//! the decision, which is pure ([`crate::engine::settings`]).
+
+use std::time::Duration;
+
+use forge_driver::{Context, Error, Kind, Result};
+use serde_json::{Map, Value};
+
+use super::{Forge, Record};
+use crate::engine::found::Found;
+use crate::engine::settings::{self, Settings, Started, Terms};
+use crate::engine_options::EngineOptions;
+use crate::playbook::{self, Secrets, Vars};
+use crate::remote::Guest;
+use crate::secret::Secret;
+
+/// The end of a journal is waited for this long.
+const JOURNAL: Duration = Duration::from_secs(30);
+/// The port that engines listen at, inside of their machines.
+const PORT: u16 = 2376;
+
+/// What is found of the engine on the machine behind `guest`; nothing is changed. What only a running engine can tell
+/// is asked where a wish depends on it.
+///
+/// # Errors
+/// When the machine cannot be asked, or the engine's configuration there cannot be read.
+pub async fn look(forge: &Forge, guest: &dyn Guest, wished: &EngineOptions) -> Result<Found> {
+    let book = playbook::load(&forge.assets, "engine/found")?;
+    let live_restore = |opt: &String| opt.trim_start_matches('-').starts_with("live-restore");
+    let deep = wished.storage_driver.is_some() || wished.opts.iter().any(live_restore);
+    let vars = Vars::new().with("deep", deep);
+    let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
+    let report = playbook::run(guest, &job, forge.patience, &|_| {}).await?;
+    Found::read(report.steps.first().map_or("", |step| step.output.as_str()))
+}
+
+/// What is found of the engine, once there is one: it is installed where there is none.
+///
+/// # Errors
+/// As [`look`]; when no engine can be installed on this distribution.
+pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<Found> {
+    let found = look(forge, guest, &record.engine).await?;
+    if found.engine.is_some() {
+        return Ok(found);
+    }
+    let family = found.os.family().ok_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "there is no engine on `{}`, and forge does not know how to install one there",
+                found.os.name
+            ),
+        )
+        .hint("install Docker, then run the same command again")
+    })?;
+    let book = playbook::load(&forge.assets, &format!("engine/{family}"))?;
+    let job = playbook::compile(&[(&book, &Vars::new())], &Secrets::new(), false)?;
+    forge
+        .events
+        .step("provisioning", "the container engine is installed", None)
+        .await;
+    playbook::run(guest, &job, forge.patience, &|_| {}).await?;
+    look(forge, guest, &record.engine).await
+}
+
+/// What the engine of one of forge's own machines is to be told.
+///
+/// # Errors
+/// As [`settings::merge`]; when the defaults cannot be read.
+pub fn settings(forge: &Forge, record: &Record, found: &Found) -> Result<Settings> {
+    let terms = Terms {
+        port: PORT,
+        defaults: defaults(forge)?,
+        keep_storage: true,
+    };
+    settings::merge(found, &record.engine, &terms)
+}
+
+/// What the engines of forge's own machines have where nobody says otherwise.
+fn defaults(forge: &Forge) -> Result<Map<String, Value>> {
+    let path = "templates/docker/daemon.json.tera";
+    serde_json::from_str(&forge.assets.read(path)?).or_fail(Kind::Invalid, || {
+        format!("`{path}` is not an object of JSON")
+    })
+}
+
+/// The variables of the playbook `docker`, which writes what an engine reads and restarts it where that has changed:
+/// outside of a swarm its containers run on meanwhile. `user` is who runs `docker` without sudo.
+pub fn vars(settings: &Settings, ca: &str, certificate: &str, user: Option<&str>) -> Vars {
+    let vars = Vars::new()
+        .with("user", user.unwrap_or_default())
+        .with("ca", ca)
+        .with("certificate", certificate)
+        .with("daemon", &settings.daemon)
+        .with("daemon_changes", settings.daemon_changes)
+        .with("before", &settings.before)
+        .with("during", &settings.during)
+        .with("after", &settings.after)
+        .with("live_restore", settings.live_restore);
+    match &settings.start {
+        Started::Systemd {
+            line,
+            keep,
+            machine,
+            environment,
+        } => vars
+            .with("init", "systemd")
+            .with("line", line)
+            .with("keep", keep)
+            .with("machine", machine)
+            .with("environment", environment),
+        Started::OpenRc { path, text } => vars
+            .with("init", "openrc")
+            .with("conf", path)
+            .with("conf_text", text),
+    }
+}
+
+/// The secrets of the playbook `docker`.
+pub fn secrets(server_key: &Secret) -> Secrets {
+    Secrets::new().with("server_key", Secret::new(server_key.expose()))
+}
+
+/// Why an engine does not answer, with the end of its journal where it can be had.
+pub async fn explained(forge: &Forge, guest: &dyn Guest, error: Error) -> Error {
+    let journal = match journal(forge, guest).await {
+        Ok(journal) if !journal.is_empty() => journal,
+        // The first error is the one to report.
+        _ => return error,
+    };
+    let mut why = error.causes();
+    why.push(format!("the end of its journal:\n{journal}"));
+    let explained = Error::new(error.kind(), error.message()).because(why.join("\n"));
+    match error.deepest_hint() {
+        Some(hint) => explained.hint(hint),
+        None => explained,
+    }
+}
+
+async fn journal(forge: &Forge, guest: &dyn Guest) -> Result<String> {
+    let book = playbook::load(&forge.assets, "engine/log")?;
+    let job = playbook::compile(&[(&book, &Vars::new())], &Secrets::new(), false)?;
+    let report = playbook::run(guest, &job, JOURNAL.min(forge.patience), &|_| {}).await?;
+    let said = report.steps.first().map_or("", |step| step.output.as_str());
+    Ok(said.trim().to_owned())
+}

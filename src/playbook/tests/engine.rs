@@ -1,0 +1,463 @@
+//! forge's own playbooks about the engine, on machines that are folders, with stand-ins for what they call: an engine
+//! that keeps containers exactly when the real one does.
+
+use regex::Regex;
+
+use super::super::compile::{Places, compile_with};
+use super::super::parse::parse;
+use super::*;
+use crate::engine::found::Found;
+use crate::engine::settings::{self, Terms};
+use crate::engine_options::EngineOptions;
+use crate::machine::engine;
+
+/// `docker info`, as the playbooks ask for it.
+const DOCKER: &str = r#"
+s=DIR/state
+[ -e $s/process ] || exit 1
+case "$*" in
+  *LiveRestoreEnabled*) echo "$(cat $s/process) $(cat $s/swarm) $(cat $s/containers)0" ;;
+  *Driver*) echo "storage overlay2"; echo "swarm $(cat $s/swarm)" ;;
+esac
+"#;
+/// A service manager and the engine behind it. A stop ends containers unless the engine has `live-restore`, and so does
+/// a start; in a swarm it does not start with it. The file `kill` ends the script at the call of that number.
+const SYSTEMCTL: &str = r#"
+s=DIR/state
+echo "$*" >>$s/calls
+count=$(cat $s/count)
+count=$((count + 1))
+echo $count >$s/count
+die() { [ "$count" != "$(cat $s/kill 2>/dev/null)" ] || { echo 0 >$s/kill; kill -9 $PPID; exit 9; }; }
+said() { grep -q "\"live-restore\": $1" DIR/etc/docker/daemon.json 2>/dev/null; }
+wanted() { if said true; then echo true; else echo false; fi; }
+[ -e $s/early ] || die
+case $1 in
+  enable)
+    mkdir -p DIR/etc/systemd/system/multi-user.target.wants
+    ln -sf /x DIR/etc/systemd/system/multi-user.target.wants/docker.service
+    ;;
+  reload)
+    [ ! -e $s/deaf ] || exit 0
+    # What the file does not say is left as it is (moby, daemon/reload.go).
+    if said true || said false; then wanted >$s/process; fi
+    ;;
+  restart)
+    [ ! -e $s/process ] || [ "$(cat $s/process)" = true ] || echo 0 >$s/containers
+    rm -f $s/process DIR/run/systemd/units/invocation:docker.service
+    [ ! -e $s/broken ] || exit 1
+    case "$(wanted) $(cat $s/swarm)" in
+      "true active") exit 1 ;;
+      "false "*) echo 0 >$s/containers ;;
+    esac
+    wanted >$s/process
+    ln -sf x DIR/run/systemd/units/invocation:docker.service
+    ;;
+esac
+[ ! -e $s/early ] || die
+"#;
+
+struct Machine {
+    lab: Lab,
+}
+
+impl Machine {
+    /// A machine with Debian's unit, an engine that runs, and two containers in it.
+    fn each() -> Vec<Self> {
+        Lab::each().into_iter().map(Self::new).collect()
+    }
+
+    fn new(lab: Lab) -> Self {
+        let dir = lab.folder.path().display().to_string();
+        let lab = Lab {
+            shell: lab.shell.with_first(&format!("{dir}/stand-ins")),
+            folder: lab.folder,
+        };
+        let machine = Self { lab };
+        for folder in [
+            "stand-ins",
+            "state",
+            "etc/docker",
+            "run/systemd/system",
+            "run/systemd/units",
+            "lib/systemd/system",
+        ] {
+            fs::create_dir_all(machine.lab.path(folder)).expect("a folder");
+        }
+        machine.write("lib/systemd/system/docker.service", "[Service]\nEnvironmentFile=-/etc/default/docker\nExecStart=/usr/sbin/dockerd -H fd:// $DOCKER_OPTS\nKillMode=process\n");
+        machine.write("etc/os-release", "ID=debian\n");
+        for (name, text) in [
+            ("docker", DOCKER),
+            ("systemctl", SYSTEMCTL),
+            ("dockerd", ""),
+            ("journalctl", "echo 'level=fatal msg=\"no such key\"'"),
+        ] {
+            machine.stand_in(name, text);
+        }
+        for (name, text) in [
+            ("count", "0"),
+            ("swarm", "inactive"),
+            ("containers", "2"),
+            ("process", "false"),
+        ] {
+            machine.write(&format!("state/{name}"), text);
+        }
+        std::os::unix::fs::symlink(
+            "x",
+            machine
+                .lab
+                .path("run/systemd/units/invocation:docker.service"),
+        )
+        .expect("a link");
+        machine
+    }
+
+    /// A program of the machine's; written by another process, so that none has it open when it is run.
+    fn stand_in(&self, name: &str, text: &str) {
+        let text = text.replace("DIR", &self.lab.folder.path().display().to_string());
+        let path = self.lab.path(&format!("stand-ins/{name}"));
+        let status = std::process::Command::new("dash")
+            .args([
+                "-c",
+                "printf '%s\\n' '#!/bin/dash' \"$2\" >\"$1\" && chmod 755 \"$1\"",
+                "sh",
+                &path,
+                &text,
+            ])
+            .status()
+            .expect("dash");
+        assert!(status.success(), "{name}");
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.lab.path(name), text).expect("written");
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.lab.path(name)).unwrap_or_default()
+    }
+
+    fn there(&self, name: &str) -> bool {
+        Path::new(&self.lab.path(name)).exists()
+    }
+
+    /// A playbook of forge's, on this machine instead of a real one.
+    async fn play(&self, name: &str, vars: &Vars, secrets: &Secrets) -> Result<Report, Error> {
+        let assets = forge_driver::assets::Assets::default();
+        let dir = self.lab.folder.path().display().to_string();
+        let paths = Regex::new(r#"([\s"'])/(etc|run|usr|lib|var)/"#).expect("a pattern");
+        let text = assets
+            .read(&format!("playbooks/{name}.yaml"))
+            .expect("a playbook");
+        let owner = format!("owner: '{}:{}', mode:", user(), group());
+        let text = paths
+            .replace_all(&text, format!("${{1}}{dir}/${{2}}/"))
+            .replace("mode:", &owner);
+        let mut playbook = parse(name, &text).expect("parses");
+        playbook.templates = load(&assets, name).expect("loads").templates;
+        let (state, run_dir) = (self.lab.path("state/due"), self.lab.path("run"));
+        let places = Places {
+            state: &state,
+            run: &run_dir,
+        };
+        let mut job = compile_with(&[(&playbook, vars)], secrets, false, &places)?;
+        for path in ["/etc/systemd/system/multi-user", "/etc/runlevels"] {
+            job.script = job.script.replace(path, &format!("{dir}{path}"));
+        }
+        run(&self.lab.shell, &job, DEADLINE, &|_| {}).await
+    }
+
+    async fn look(&self, deep: bool) -> Found {
+        let vars = Vars::new().with("deep", deep);
+        let report = self
+            .play("engine/found", &vars, &Secrets::new())
+            .await
+            .expect("found");
+        let dir = self.lab.folder.path().display().to_string();
+        let text = report.steps[0].output.replace(&dir, "");
+        Found::read(&text).expect("read")
+    }
+
+    async fn provision(&self, options: &EngineOptions) -> Result<Report, Error> {
+        let deep = !options.opts.is_empty();
+        let terms = Terms {
+            port: 2376,
+            defaults: Map::new(),
+            keep_storage: true,
+        };
+        let settings = settings::merge(&self.look(deep).await, options, &terms)?;
+        let vars = engine::vars(&settings, "CA", "CERTIFICATE", None);
+        let secrets = Secrets::new().with("server_key", "the key of the server");
+        self.play("docker", &vars, &secrets).await
+    }
+
+    fn containers(&self) -> String {
+        self.read("state/containers").trim().to_owned()
+    }
+
+    /// The calls of the service manager since the last look at them.
+    fn calls(&self) -> String {
+        let calls = self
+            .read("state/calls")
+            .lines()
+            .collect::<Vec<_>>()
+            .join(", ");
+        self.write("state/calls", "");
+        calls
+    }
+}
+
+fn labels(labels: &[&str]) -> EngineOptions {
+    EngineOptions {
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        ..EngineOptions::default()
+    }
+}
+
+const RESTART: &str = "reset-failed docker.service docker.socket, restart docker.service";
+const RELOAD: &str = "reload docker.service";
+
+#[tokio::test]
+async fn containers_outlive_a_restart_and_a_second_run_changes_nothing() {
+    for machine in Machine::each() {
+        machine.provision(&labels(&["a=b"])).await.expect("first");
+        assert_eq!(machine.containers(), "2");
+        assert_eq!(
+            machine.calls(),
+            format!(
+                "daemon-reload, enable -q docker.service, enable -q docker.socket, {RELOAD}, {RESTART}, {RELOAD}"
+            )
+        );
+        let json = machine.read("etc/docker/daemon.json");
+        assert_eq!(json, "{\n  \"labels\": [\n    \"a=b\"\n  ]\n}\n");
+        assert_eq!(machine.read("state/process"), "false\n");
+        assert!(!machine.there("var/lib/forge/daemon.json"));
+        let before = files_of(&machine);
+        let report = machine.provision(&labels(&["a=b"])).await.expect("second");
+        assert_eq!(report.changed(), 0, "{:?}", report.steps);
+        assert_eq!(files_of(&machine), before);
+        assert_eq!(machine.calls(), "");
+    }
+}
+
+/// Every file of the machine's, but for what the stand-ins remember.
+fn files_of(machine: &Machine) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![
+        machine.lab.folder.path().join("etc"),
+        machine.lab.folder.path().join("var"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.display().to_string();
+                found.push((name, fs::read(path).unwrap_or_default()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_others_wrote_comes_back_byte_by_byte() {
+    for text in [
+        "{ \"mtu\":  1400 }",
+        "{\"mtu\": 1400, \"live-restore\": false}\n",
+    ] {
+        let machine = Machine::new(Lab::dash());
+        machine.write("etc/docker/daemon.json", text);
+        machine
+            .provision(&EngineOptions::default())
+            .await
+            .expect("restarted");
+        assert_eq!(machine.read("etc/docker/daemon.json"), text);
+        assert_eq!(
+            (
+                machine.containers().as_str(),
+                machine.read("state/process").as_str()
+            ),
+            ("2", "false\n")
+        );
+    }
+    // Where there was none, none is left.
+    let machine = Machine::new(Lab::dash());
+    machine
+        .provision(&EngineOptions::default())
+        .await
+        .expect("restarted");
+    assert!(!machine.there("etc/docker/daemon.json"));
+    assert_eq!(machine.containers(), "2");
+}
+
+#[tokio::test]
+async fn an_engine_in_a_swarm_never_has_the_setting() {
+    let machine = Machine::new(Lab::dash());
+    machine.write("state/swarm", "active");
+    machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect("restarted");
+    let calls = machine.calls();
+    assert!(
+        calls.ends_with(RESTART) && !calls.contains(RELOAD),
+        "{calls}"
+    );
+    let options = EngineOptions {
+        opts: vec!["live-restore".to_owned()],
+        ..EngineOptions::default()
+    };
+    let error = machine.provision(&options).await.expect_err("in a swarm");
+    assert!(error.line().contains("in a swarm"), "{}", error.line());
+    assert_eq!(machine.calls(), "");
+}
+
+#[tokio::test]
+async fn an_engine_that_has_the_setting_keeps_it() {
+    let machine = Machine::new(Lab::dash());
+    machine.write("etc/docker/daemon.json", "{\"live-restore\": true}\n");
+    machine.write("state/process", "true\n");
+    machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect("restarted");
+    assert_eq!(machine.containers(), "2");
+    assert!(machine.calls().ends_with(RESTART));
+    assert!(
+        machine
+            .read("etc/docker/daemon.json")
+            .contains("\"live-restore\": true")
+    );
+    // Taken away by a wish: the containers of the moment are kept all the same.
+    let options = EngineOptions {
+        opts: vec!["live-restore=false".to_owned()],
+        ..EngineOptions::default()
+    };
+    machine.provision(&options).await.expect("restarted");
+    assert_eq!(
+        (
+            machine.containers().as_str(),
+            machine.read("state/process").as_str()
+        ),
+        ("2", "false\n")
+    );
+}
+
+#[tokio::test]
+async fn with_no_container_there_is_nothing_to_keep() {
+    let machine = Machine::new(Lab::dash());
+    machine.write("state/containers", "0");
+    machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect("restarted");
+    assert!(!machine.calls().contains(RELOAD));
+    // An engine that does not run is started.
+    let machine = Machine::new(Lab::dash());
+    fs::remove_file(
+        machine
+            .lab
+            .path("run/systemd/units/invocation:docker.service"),
+    )
+    .expect("removed");
+    fs::remove_file(machine.lab.path("state/process")).expect("removed");
+    machine.provision(&labels(&["a=b"])).await.expect("started");
+    assert!(!machine.calls().contains(RELOAD));
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_take_the_setting_over_is_not_restarted() {
+    let machine = Machine::new(Lab::dash());
+    machine.stand_in("sleep", "");
+    machine.write("state/deaf", "");
+    let error = machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect_err("deaf");
+    assert!(
+        error.line().contains("it was not restarted"),
+        "{}",
+        error.line()
+    );
+    assert_eq!(machine.containers(), "2");
+    assert!(!machine.calls().contains("restart"));
+    assert!(
+        !machine
+            .read("etc/docker/daemon.json")
+            .contains("live-restore")
+    );
+    assert!(!machine.there("var/lib/forge/daemon.json"));
+    fs::remove_file(machine.lab.path("state/deaf")).expect("removed");
+    machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect("restarted");
+    assert_eq!(machine.containers(), "2");
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_start_is_shown_with_the_end_of_its_journal() {
+    let machine = Machine::new(Lab::dash());
+    machine.write("state/broken", "");
+    let error = machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect_err("broken");
+    assert!(
+        error.line().contains("no such key") && error.line().contains("the engine does not start"),
+        "{}",
+        error.line()
+    );
+    assert_eq!(machine.containers(), "2");
+    fs::remove_file(machine.lab.path("state/broken")).expect("removed");
+    machine
+        .provision(&labels(&["a=b"]))
+        .await
+        .expect("restarted");
+    assert_eq!(
+        machine.containers(),
+        "2",
+        "what outlived the engine is taken up again"
+    );
+    assert!(
+        !machine
+            .read("etc/docker/daemon.json")
+            .contains("live-restore")
+    );
+}
+
+/// Before and after each call of the service manager, which is where things change.
+#[tokio::test]
+async fn a_restart_that_was_cut_off_anywhere_goes_on_and_containers_run_on() {
+    for early in [true, false] {
+        for call in 1.. {
+            let machine = Machine::new(Lab::dash());
+            machine.write("etc/docker/daemon.json", "{\"mtu\": 1400}\n");
+            machine.write("state/kill", &call.to_string());
+            if !early {
+                machine.write("state/early", "");
+            }
+            let done = machine.provision(&labels(&["a=b"])).await;
+            if done.is_ok() {
+                assert!(call > 5, "there were only {call} calls");
+                break;
+            }
+            let at = format!("cut off at call {call}: {}", machine.calls());
+            assert_eq!(machine.containers(), "2", "{at}");
+            machine.provision(&labels(&["a=b"])).await.expect(&at);
+            assert_eq!(machine.containers(), "2", "{at}");
+            assert_eq!(
+                machine.read("etc/docker/daemon.json"),
+                "{\n  \"labels\": [\n    \"a=b\"\n  ],\n  \"mtu\": 1400\n}\n",
+                "{at}"
+            );
+            assert_eq!(machine.read("state/process"), "false\n", "{at}");
+            assert!(!machine.there("var/lib/forge/daemon.json"), "{at}");
+            let report = machine.provision(&labels(&["a=b"])).await.expect(&at);
+            assert_eq!(report.changed(), 0, "{at}: {:?}", report.steps);
+        }
+    }
+}
