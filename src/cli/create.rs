@@ -12,7 +12,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
 use super::persona::{self, Persona};
-use super::{DEFAULT_MACHINE, Outcome, Session, image, report};
+use super::{DEFAULT_MACHINE, Outcome, Session, adopt, image, report};
 
 /// Create machines: virtual machines with a container engine that is reached over TLS
 ///
@@ -108,6 +108,7 @@ impl Chosen {
             image: image.to_owned(),
             publish: publish.to_vec(),
             member: None,
+            adopting: None,
         }
     }
 }
@@ -131,31 +132,41 @@ impl Create {
             .hint("several hosts are the zones of a cluster: `forge cluster up`"));
         }
         chosen.tell(session);
+        if chosen.driver.adopts {
+            return adopt::create(session, chosen, matches, &names, &self.publish).await;
+        }
         let (forge, drawing) = session.worker("create")?;
         let done = create_all(session, &forge, &chosen, &names, &self.publish).await;
         drawing.finish(forge).await;
-        let done = done?;
-        for (name, _) in done.iter().filter(|(_, created)| created.is_ok()) {
-            session.say(&persona::created(name));
-        }
-        if session.json() {
-            let summary = json!({
-                "event": "summary",
-                "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
-                "machines": done.iter().map(|(name, result)| json!({
-                    "name": name,
-                    "ok": result.is_ok(),
-                    "error": result.as_ref().err().map(Error::line),
-                })).collect::<Vec<_>>(),
-            });
-            println!("{summary}");
-        }
-        conclude(
-            done.into_iter()
-                .map(|(name, result)| (name, result.map(|_| ())))
-                .collect(),
-        )
+        concluded(session, done?)
     }
+}
+
+/// Says what came of each machine, and how the command ended.
+///
+/// # Errors
+/// When any machine failed.
+pub fn concluded(session: &Session, done: Vec<(String, Result<usize>)>) -> Result<Outcome> {
+    for (name, _) in done.iter().filter(|(_, created)| created.is_ok()) {
+        session.say(&persona::created(name));
+    }
+    if session.json() {
+        let summary = json!({
+            "event": "summary",
+            "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
+            "machines": done.iter().map(|(name, result)| json!({
+                "name": name,
+                "ok": result.is_ok(),
+                "error": result.as_ref().err().map(Error::line),
+            })).collect::<Vec<_>>(),
+        });
+        println!("{summary}");
+    }
+    conclude(
+        done.into_iter()
+            .map(|(name, result)| (name, result.map(|_| ())))
+            .collect(),
+    )
 }
 
 /// The machines to be made: `default` where none is named. docker-machine made one, and asked for its name.

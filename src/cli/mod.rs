@@ -1,7 +1,9 @@
 //! The command line: one file for each command, with its arguments and what it does.
 
 mod active;
+mod adopt;
 mod argv;
+mod ask;
 mod authority;
 mod cluster;
 mod completions;
@@ -39,6 +41,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::error::ErrorKind;
@@ -375,6 +378,7 @@ impl Session {
             assets: self.assets(),
             events,
             patience: self.patience(),
+            sudo: Arc::default(),
         }
     }
 

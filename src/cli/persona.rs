@@ -325,6 +325,7 @@ impl Line {
                 let state = state.to_string().to_lowercase();
                 format!("Machine {name:?} is already {state}.")
             }
+            Fact::NoPower(words) => words.clone(),
             Fact::NoTruth(variable, value) => format!(
                 "Error parsing boolean value from {variable}: strconv.ParseBool: parsing {value:?}: invalid syntax"
             ),

@@ -99,7 +99,15 @@ pub fn program(session: &Session, name: &str) -> Result<Option<PathBuf>> {
 /// # Errors
 /// [`Fact::NotRunning`] for a machine that is off.
 pub async fn arrive(forge: &Forge, record: &Record) -> Result<Record> {
+    access::somebody(record)?;
     let address = record.endpoints()?.ssh;
+    let behind = record
+        .adopted
+        .as_ref()
+        .is_some_and(|host| host.jump.is_some());
+    if behind {
+        return Ok(record.clone());
+    }
     if !record.placement.decided() && !relocate::accepts(address).await {
         let found = relocate::sought(forge, record.clone()).await;
         if found.endpoints()?.ssh != address {

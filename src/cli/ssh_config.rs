@@ -27,7 +27,10 @@ impl SshConfig {
                 .filter_map(|(name, record)| {
                     record
                         .is_ok_and(|record| {
-                            record.ssh.own_host_key.is_some() && record.endpoints().is_ok()
+                            (record.ssh.own_host_key.is_some()
+                                || !record.ssh.accept.is_empty()
+                                || !record.ssh.authorities.is_empty())
+                                && record.endpoints().is_ok()
                         })
                         .then_some(name)
                 })

@@ -387,6 +387,7 @@ fn wish(request: &Request, place: Place) -> Wish {
         origins: request.origins.clone(),
         image: request.image.clone(),
         publish: Vec::new(),
+        adopting: None,
         member: Some(Member {
             cluster: request.spec.name.to_string(),
             role: place.role,

@@ -1,23 +1,26 @@
 //! How a machine is reached: over SSH and over the engine's TLS port.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{Context, Error, Kind, Result};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Record, companions};
+use super::{Record, adopt, companions};
 use crate::http::Stream;
-use crate::remote::Guest;
-use crate::remote::openssh::Login;
-use crate::remote::ssh::{self, Target};
+use crate::remote::openssh::{Between, Login};
+use crate::remote::ssh::{self, SshGuest, Target};
+use crate::remote::{Dial, Expect, Guest};
 use crate::secret::Secret;
 use crate::store::{Store, write_file};
 
@@ -66,7 +69,14 @@ pub struct Network {
 }
 
 /// Something that speaks SSH. What it has said is still to be read.
-pub struct Door(pub(super) Option<TcpStream>);
+pub enum Door {
+    /// At the end of a connection.
+    Tcp(TcpStream),
+    /// Behind another host, whose connection it is reached through.
+    Behind(Box<dyn Stream>, Arc<SshGuest>),
+    /// In a folder.
+    Nowhere,
+}
 
 /// A new knock begins this long after the last that is not answered …
 const KNOCK_EVERY: Duration = Duration::from_secs(2);
@@ -149,11 +159,30 @@ pub async fn open(access: &dyn Access, record: &Record, deadline: Duration) -> R
 /// The pause after a knock that was not answered.
 pub const PAUSE: Duration = Duration::from_millis(300);
 
+/// Refuses a machine that nobody logs in at.
+///
+/// # Errors
+/// [`Kind::Unavailable`]
+pub fn somebody(record: &Record) -> Result<()> {
+    if !record.ssh.user.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "machine `{}` is known by its URL alone: nobody logs in there",
+            record.name
+        ),
+    )
+    .hint("the driver `generic` adopts a host that answers SSH"))
+}
+
 /// What SSH needs to know of a machine.
 ///
 /// # Errors
 /// When its address is not known yet or its key cannot be read.
 pub fn target(store: &Store, record: &Record) -> Result<Target> {
+    somebody(record)?;
     let path = store.machine_dir(&record.name).join(&record.ssh.key);
     let key = fs::read_to_string(&path).or_fail(Kind::Io, || {
         format!("failed to read the SSH key of `{}`", record.name)
@@ -162,8 +191,36 @@ pub fn target(store: &Store, record: &Record) -> Result<Target> {
         address: record.endpoints()?.ssh,
         user: record.ssh.user.clone(),
         key: Secret::new(key),
-        accept: record.ssh.accepted(),
+        expect: expect(record),
     })
+}
+
+/// The name under which an authority certifies a host.
+pub(super) fn principal(record: &Record) -> Option<String> {
+    let adopted = record.adopted.as_ref()?;
+    Some(adopted.alias.as_ref().unwrap_or(&adopted.host).clone())
+}
+
+/// Whom to expect at a machine.
+fn expect(record: &Record) -> Expect {
+    Expect {
+        keys: record.ssh.accepted(),
+        authorities: record.ssh.authorities.clone(),
+        principals: principal(record).into_iter().collect(),
+        ..Expect::default()
+    }
+}
+
+/// The connection to the host before a machine, when there is one between.
+async fn between(record: &Record, deadline: Duration) -> Result<Option<Arc<SshGuest>>> {
+    let jump = record
+        .adopted
+        .as_ref()
+        .and_then(|adopted| adopted.jump.as_ref());
+    match jump {
+        Some(jump) => Ok(Some(Arc::new(adopt::enter_jump(jump, deadline).await?))),
+        None => Ok(None),
+    }
 }
 
 /// What OpenSSH needs to know of a machine. Its file of known hosts is brought up to date.
@@ -171,6 +228,7 @@ pub fn target(store: &Store, record: &Record) -> Result<Target> {
 /// # Errors
 /// When its address is not known yet, its key is missing or its host keys cannot be written.
 pub fn login(store: &Store, record: &Record) -> Result<Login> {
+    somebody(record)?;
     let folder = store.machine_dir(&record.name);
     let (key, known_hosts) = (folder.join(&record.ssh.key), folder.join("known_hosts"));
     let login = Login {
@@ -179,6 +237,17 @@ pub fn login(store: &Store, record: &Record) -> Result<Login> {
         user: record.ssh.user.clone(),
         key,
         known_hosts,
+        alias: (!record.ssh.authorities.is_empty())
+            .then(|| principal(record))
+            .flatten(),
+        jump: record.adopted.as_ref().and_then(|adopted| {
+            let jump = adopted.jump.as_ref()?;
+            Some(Between {
+                host: jump.host.clone(),
+                port: jump.port,
+                user: jump.user.clone(),
+            })
+        }),
     };
     if !login.key.exists() {
         return Err(Error::new(
@@ -225,12 +294,16 @@ fn keep(file: &Path, text: &str) -> Result<()> {
 #[async_trait]
 impl Access for Network {
     async fn knock(&self, record: &Record) -> Result<Door> {
+        somebody(record)?;
         let address = record.endpoints()?.ssh;
-        let stream = TcpStream::connect(address)
-            .await
-            .or_fail(Kind::Unavailable, || {
-                format!("{address} does not accept connections")
-            })?;
+        if let Some(jump) = between(record, KNOCK_FOR).await? {
+            let to = Dial::Host(address.ip().to_string(), address.port());
+            let stream = jump.dial(&to, KNOCK_FOR).await?;
+            return Ok(Door::Behind(stream, jump));
+        }
+        let stream = ssh::tcp(address).await.or_fail(Kind::Unavailable, || {
+            format!("{address} does not accept connections")
+        })?;
         // RFC 4253, section 4.2: the identification string starts with `SSH-`.
         let mut banner = [0; 4];
         loop {
@@ -243,7 +316,7 @@ impl Access for Network {
             }
         }
         if banner == *b"SSH-" {
-            return Ok(Door(Some(stream)));
+            return Ok(Door::Tcp(stream));
         }
         let mut said = [0; 64];
         let count = stream.peek(&mut said).await.unwrap_or_default();
@@ -257,9 +330,12 @@ impl Access for Network {
 
     async fn connect(&self, record: &Record, door: Door, deadline: Duration) -> Result<Connection> {
         let target = target(&self.store, record)?;
-        let guest = match door.0 {
-            Some(stream) => ssh::connect_over(stream, &target, deadline).await?,
-            None => ssh::connect(&target, deadline).await?,
+        let guest = match door {
+            Door::Tcp(stream) => ssh::connect_over(stream, &target, deadline).await?,
+            Door::Behind(stream, jump) => ssh::connect_over(stream, &target, deadline)
+                .await?
+                .keeping(jump),
+            Door::Nowhere => ssh::connect(&target, deadline).await?,
         };
         let host_key = guest.host_key().to_owned();
         Ok(Connection {
@@ -274,6 +350,14 @@ impl Access for Network {
 
     async fn engine(&self, record: &Record, deadline: Duration) -> Result<Box<dyn Stream>> {
         let address = record.endpoints()?.engine;
+        if let Some(jump) = between(record, deadline).await? {
+            let to = Dial::Host(address.ip().to_string(), address.port());
+            let stream = jump.dial(&to, deadline).await?;
+            return Ok(Box::new(Behind {
+                stream,
+                _jump: jump,
+            }));
+        }
         match timeout(deadline, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(error)) => Err(Error::new(
@@ -286,5 +370,42 @@ impl Access for Network {
                 format!("the engine's port {address} does not answer"),
             )),
         }
+    }
+}
+
+/// A stream through another host, whose connection is kept with it.
+struct Behind {
+    stream: Box<dyn Stream>,
+    _jump: Arc<SshGuest>,
+}
+
+impl AsyncRead for Behind {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Behind {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -12,11 +12,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use forge_driver::atomic::{self, NewFile};
-use forge_driver::{Kind, Result};
+use forge_driver::{Kind, Result, SSH_PORT};
 use sha2::{Digest, Sha256};
 
-use super::Record;
 use super::record::valid_name;
+use super::{Record, access};
 use crate::ca::hex;
 use crate::remote::HostKeys;
 use crate::store::lock::{Guarded, try_acquire};
@@ -78,8 +78,24 @@ fn is_there(path: &Path, file: &NewFile) -> bool {
 /// When its address is not known yet, or a recorded key is none.
 pub fn known_hosts(record: &Record) -> Result<String> {
     let address = record.endpoints()?.ssh;
-    let keys = HostKeys::new(record.ssh.accepted())?;
-    Ok(keys.known_hosts(&[&address.ip().to_string()], address.port()))
+    let names = [&*address.ip().to_string()];
+    let mut lines = HostKeys::new(record.ssh.accepted())?.known_hosts(&names, address.port());
+    let authorities = HostKeys::new(&record.ssh.authorities)?;
+    lines.push_str(&authorities.authorities(&names, address.port()));
+    if let Some(name) = access::principal(record) {
+        // By that name OpenSSH looks for it, whatever the port (ssh_config(5), HostKeyAlias).
+        lines.push_str(&authorities.authorities(&[&name], SSH_PORT));
+    }
+    let jump = record
+        .adopted
+        .as_ref()
+        .and_then(|adopted| adopted.jump.as_ref());
+    if let Some(jump) = jump {
+        let names = [jump.host.as_str()];
+        lines.push_str(&HostKeys::new(&jump.accept)?.known_hosts(&names, jump.port));
+        lines.push_str(&HostKeys::new(&jump.authorities)?.authorities(&names, jump.port));
+    }
+    Ok(lines)
 }
 
 /// Writes anew what does not follow from its record any more: everywhere after the store was moved or came from a

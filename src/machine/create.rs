@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::access::{self, Connection};
+use super::adopt::{self, Adopting};
 use super::seed::{self, FIRST_HOST_KEY};
 use super::{
     Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, provision, reach, record,
@@ -49,6 +50,8 @@ pub struct Wish {
     pub publish: Vec<String>,
     /// The place in a cluster.
     pub member: Option<Member>,
+    /// What is known of a host that is there already.
+    pub adopting: Option<Adopting>,
 }
 
 /// A machine that is up, the connection it was reached by, and how many things were changed on it.
@@ -83,24 +86,15 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
     let driver = registry::open(forge, wish.driver, &wish.config)?;
     let folder = forge.store.machine_dir(&wish.name);
     atomic::private_folder(&folder)?;
-    let key = generate_key(&format!("forge {}", wish.name))?;
-    let first_host_key = generate_key("first contact")?;
-    let public = format!("{SSH_KEY}.pub");
-    for (name, text, mode) in [
-        (SSH_KEY, key.private_openssh.expose(), 0o600),
-        (public.as_str(), key.public_openssh.as_str(), 0o644),
-        (
-            FIRST_HOST_KEY,
-            first_host_key.private_openssh.expose(),
-            0o600,
-        ),
-    ] {
-        write_file(
-            &folder.join(name),
-            format!("{}\n", text.trim_end()).as_bytes(),
-            mode,
-        )?;
-    }
+    let ssh = match &wish.adopting {
+        None => made_by_us(forge, wish)?,
+        Some(adopting) => {
+            if !adopting.access.user.is_empty() {
+                own_key(forge, wish)?;
+            }
+            adopting.access.clone()
+        }
+    };
     let _lock = acquire(
         &forge.store,
         &Guarded::Addresses,
@@ -131,22 +125,58 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         stage: Stage::Claimed,
         leaving: false,
         placement,
-        ssh: SshAccess {
-            user: USER.to_owned(),
-            key: SSH_KEY.to_owned(),
-            first_host_key: Some(first_host_key.public_openssh.trim().to_owned()),
-            own_host_key: None,
-        },
-        instance: None,
+        ssh,
+        instance: wish.adopting.as_ref().map(Adopting::instance),
         tls: None,
         renewing: None,
         engine: EngineOptions::default(),
         sans: Vec::new(),
         published,
         member: wish.member.clone(),
+        adopted: wish.adopting.as_ref().and_then(|host| host.adopted.clone()),
     };
+    adopt::only_once(forge, wish)?;
     record.save(&forge.store)?;
     Ok(record)
+}
+
+/// The keys of a machine that forge makes: its user's, and that of the first contact.
+fn made_by_us(forge: &Forge, wish: &Wish) -> Result<SshAccess> {
+    own_key(forge, wish)?;
+    let first_host_key = generate_key("first contact")?;
+    key_file(
+        forge,
+        wish,
+        FIRST_HOST_KEY,
+        first_host_key.private_openssh.expose(),
+        0o600,
+    )?;
+    Ok(SshAccess {
+        user: USER.to_owned(),
+        key: SSH_KEY.to_owned(),
+        first_host_key: Some(first_host_key.public_openssh.trim().to_owned()),
+        own_host_key: None,
+        accept: Vec::new(),
+        authorities: Vec::new(),
+    })
+}
+
+/// The key that forge logs in with.
+fn own_key(forge: &Forge, wish: &Wish) -> Result<()> {
+    let key = generate_key(&format!("forge {}", wish.name))?;
+    key_file(forge, wish, SSH_KEY, key.private_openssh.expose(), 0o600)?;
+    key_file(
+        forge,
+        wish,
+        &format!("{SSH_KEY}.pub"),
+        &key.public_openssh,
+        0o644,
+    )
+}
+
+fn key_file(forge: &Forge, wish: &Wish, name: &str, text: &str, mode: u32) -> Result<()> {
+    let path = forge.store.machine_dir(&wish.name).join(name);
+    write_file(&path, format!("{}\n", text.trim_end()).as_bytes(), mode)
 }
 
 /// The record that is there, when it can serve the wish.
@@ -328,6 +358,9 @@ async fn climb(
     peers: &[IpAddr],
 ) -> Result<Up> {
     let driver = forge.driver(&record)?;
+    if driver.wants().adopts {
+        return adopt::climb(forge, record, &*driver, connection).await;
+    }
     let mut changed = 0;
     loop {
         interrupt::check()?;

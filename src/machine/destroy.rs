@@ -4,7 +4,7 @@ use std::fs;
 
 use forge_driver::{Claim, Driver, Error, Kind, Result};
 
-use super::{Forge, Record, record};
+use super::{Forge, Record, adopt, record};
 use crate::context;
 use crate::registry;
 use crate::store;
@@ -58,6 +58,7 @@ async fn begin(forge: &Forge, record: &mut Record) -> Result<()> {
 
 /// Removes what the provider has.
 async fn at_the_provider(forge: &Forge, record: &Record) -> Result<()> {
+    adopt::leave(forge, record).await?;
     let driver = forge.driver(record)?;
     driver.destroy(record.claim).await?;
     // Before the record goes: without it nobody would know of the network any more.

@@ -63,15 +63,23 @@ pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<
     look(forge, guest, &record.engine).await
 }
 
-/// What the engine of one of forge's own machines is to be told.
+/// What the engine of a machine is to be told: what is wished, and on forge's own machines what they all have. On a
+/// host that was there before forge, everything else stays as it was found.
 ///
 /// # Errors
 /// As [`settings::merge`]; when the defaults cannot be read.
 pub fn settings(forge: &Forge, record: &Record, found: &Found) -> Result<Settings> {
-    let terms = Terms {
-        port: PORT,
-        defaults: defaults(forge)?,
-        keep_storage: true,
+    let terms = match &record.adopted {
+        None => Terms {
+            port: PORT,
+            defaults: defaults(forge)?,
+            keep_storage: true,
+        },
+        Some(_) => Terms {
+            port: record.endpoints()?.engine.port(),
+            defaults: Map::new(),
+            keep_storage: true,
+        },
     };
     settings::merge(found, &record.engine, &terms)
 }

@@ -122,7 +122,7 @@ fn host_key(root: &Path) -> Result<String> {
 #[async_trait]
 impl Access for FakeAccess {
     async fn knock(&self, record: &Record) -> Result<Door> {
-        self.root(record).map(|_| Door(None))
+        self.root(record).map(|_| Door::Nowhere)
     }
 
     async fn connect(&self, record: &Record, _: Door, _: Duration) -> Result<Connection> {
@@ -257,6 +257,12 @@ impl Guest for FakeGuest {
         Ok(match to {
             Dial::Engine => Box::new(swarm::engine(&self.provider, &self.root)),
             Dial::Tcp(at) => Box::new(swarm::published(&self.provider, *at)?),
+            Dial::Host(host, port) => {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!("`{host}:{port}` is not reached through a folder"),
+                ));
+            }
         })
     }
 

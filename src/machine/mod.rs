@@ -1,6 +1,7 @@
 //! One machine: what is remembered of it, and the loops that create, change and remove it.
 
 pub mod access;
+pub mod adopt;
 pub mod companions;
 pub mod create;
 pub mod destroy;
@@ -20,6 +21,7 @@ mod seed;
 pub mod survey;
 pub mod tls;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +31,10 @@ use forge_driver::{Driver, Instance, Result, State};
 use crate::event::Events;
 use crate::image::Images;
 use crate::registry;
+use crate::secret::Secret;
 use crate::store::Store;
 
-pub use record::{Member, Record, SSH_KEY, SshAccess, Stage, Tls};
+pub use record::{Adopted, Jump, Member, Record, SSH_KEY, SshAccess, Stage, Tls};
 
 /// What every effect goes through, handed down by the command line.
 #[derive(Clone)]
@@ -44,6 +47,8 @@ pub struct Forge {
     pub events: Events,
     /// How long one wait may take: `--timeout`.
     pub patience: Duration,
+    /// What `sudo` asks for, by machine.
+    pub sudo: Arc<BTreeMap<String, Secret>>,
 }
 
 impl Forge {
@@ -74,7 +79,14 @@ impl Forge {
     /// # Errors
     /// When this forge has no such driver.
     pub fn access(&self, record: &Record) -> Result<Arc<dyn access::Access>> {
-        registry::access(&record.driver, &self.store)
+        let access = registry::access(&record.driver, &self.store)?;
+        Ok(match self.sudo.get(&record.name) {
+            Some(password) => Arc::new(adopt::WithSudo {
+                access,
+                password: password.clone(),
+            }),
+            None => access,
+        })
     }
 }
 

@@ -199,16 +199,14 @@ fn job(
     let docker = playbook::load(&forge.assets, "docker")?;
     let nothing = Vars::new();
     let firewall_vars = Vars::new().with("peers", others);
-    let user = Some(record.ssh.user.as_str());
+    let ours = record.adopted.is_none();
+    let user = ours.then_some(record.ssh.user.as_str());
     let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
     let secrets = super::engine::secrets(&papers.server_key);
-    playbook::compile(
-        &[
-            (&kernel, &nothing),
-            (&firewall, &firewall_vars),
-            (&docker, &docker_vars),
-        ],
-        &secrets,
-        false,
-    )
+    let mut books = vec![(&docker, &docker_vars)];
+    // Kernel and firewall of a host that forge did not make are its owner's.
+    if ours {
+        books.splice(..0, [(&kernel, &nothing), (&firewall, &firewall_vars)]);
+    }
+    playbook::compile(&books, &secrets, false)
 }

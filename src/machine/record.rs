@@ -88,6 +88,9 @@ pub struct Record {
     pub published: Vec<Forward>,
     /// The cluster it belongs to.
     pub member: Option<Member>,
+    /// What is known of a host that forge did not make.
+    #[serde(default)]
+    pub adopted: Option<Adopted>,
 }
 
 /// The file name of the SSH key that forge makes for a machine.
@@ -106,6 +109,12 @@ pub struct SshAccess {
     /// The host key that the machine made for itself. While the first key is still recorded, both are
     /// accepted.
     pub own_host_key: Option<String>,
+    /// The host keys of a host that was there before forge, as they were when it was trusted.
+    #[serde(default)]
+    pub accept: Vec<String>,
+    /// Keys that certify such a host, under the name that its user gave it.
+    #[serde(default)]
+    pub authorities: Vec<String>,
 }
 
 fn ssh_key() -> String {
@@ -118,9 +127,45 @@ impl SshAccess {
         self.own_host_key
             .iter()
             .chain(&self.first_host_key)
+            .chain(&self.accept)
             .cloned()
             .collect()
     }
+}
+
+/// A host that was there before forge, and stays when forge leaves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// The host, as its user named it.
+    pub host: String,
+    /// A name that leads there from here, also when its address changes.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The name that its certificates and `known_hosts` have for it, where that is another one.
+    #[serde(default)]
+    pub alias: Option<String>,
+    /// The host that it is reached through.
+    #[serde(default)]
+    pub jump: Option<Jump>,
+    /// Its `sudo` asks for a password, which is recorded nowhere.
+    #[serde(default)]
+    pub sudo_password: bool,
+}
+
+/// A host that another one is reached through. The login there is its user's own: by an agent, or by a key file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jump {
+    /// Its name or address.
+    pub host: String,
+    /// The port of its SSH server.
+    pub port: u16,
+    /// The user there.
+    pub user: String,
+    /// Its host keys.
+    pub accept: Vec<String>,
+    /// Keys that certify it under that name.
+    #[serde(default)]
+    pub authorities: Vec<String>,
 }
 
 /// The server certificate that was issued last.
@@ -259,7 +304,15 @@ impl Record {
     /// # Errors
     /// When its address is not known yet.
     pub fn url(&self) -> Result<String> {
-        Ok(format!("tcp://{}", self.endpoints()?.engine))
+        let engine = self.endpoints()?.engine;
+        let name = self
+            .adopted
+            .as_ref()
+            .and_then(|adopted| adopted.name.as_ref());
+        Ok(match name {
+            Some(name) => format!("tcp://{name}:{}", engine.port()),
+            None => format!("tcp://{engine}"),
+        })
     }
 
     /// The names and addresses that its certificate has to carry, sorted.
@@ -270,6 +323,11 @@ impl Record {
         let endpoints = self.endpoints()?;
         let mut names = vec![self.name.clone()];
         names.push(endpoints.engine.ip().to_string());
+        if let Some(adopted) = &self.adopted {
+            // Also for those who come by another way: a forwarded port, a tunnel.
+            names.extend(adopted.name.clone());
+            names.extend(["localhost", "127.0.0.1"].map(str::to_owned));
+        }
         names.extend(
             [endpoints.cluster, endpoints.data, endpoints.public]
                 .into_iter()
@@ -368,6 +426,8 @@ mod tests {
             key: ssh_key(),
             first_host_key: Some("first".into()),
             own_host_key: None,
+            accept: Vec::new(),
+            authorities: Vec::new(),
         };
         assert_eq!(ssh.accepted(), ["first"]);
         ssh.own_host_key = Some("own".into());
@@ -409,6 +469,9 @@ mod tests {
         let mut first = json(FIRST_FORMAT);
         first["format"] = store::FORMAT.into();
         first["ssh"]["key"] = SSH_KEY.into();
+        first["ssh"]["accept"] = Value::Array(Vec::new());
+        first["ssh"]["authorities"] = Value::Array(Vec::new());
+        first.insert("adopted".to_owned(), Value::Null);
         first["placement"]["served"] = false.into();
         assert_eq!(saved, first);
     }

@@ -9,18 +9,13 @@ use forge_driver::{Error, Kind, Result, process};
 use super::compile::Job;
 use super::parse::OutputKind;
 use super::{Report, Secrets, Status, StepResult};
-use crate::remote::Guest;
+use crate::remote::{Guest, as_root};
 use crate::secret::Secret;
 
 /// At most this much of a step's output is kept: its end.
 const STEP_OUTPUT: usize = 64 << 10;
 /// Lines of output that a failure shows.
 const SHOWN: usize = 15;
-
-/// Takes a script from its standard input, as root: with `sudo` only where that is needed. The script is in
-/// no argument. When this side is gone, the next frame meets a closed pipe and ends the script.
-const COMMAND: &str =
-    "if [ -w / ]; then exec sh -c 'eval \"$(cat)\"'; else exec sudo -n sh -c 'eval \"$(cat)\"'; fi";
 
 /// Runs `job`, reporting each step to `on_step` as it ends.
 ///
@@ -35,9 +30,9 @@ pub async fn run(
 ) -> Result<Report> {
     let mut reader = Reader::new(job, on_step);
     let mut sink = |bytes: &[u8]| reader.take(bytes);
-    let outcome = guest
-        .stream(COMMAND, job.script.as_bytes(), deadline, &mut sink)
-        .await;
+    // When this side is gone, the next frame meets a closed pipe and ends the script.
+    let (command, input) = as_root(guest, &job.script);
+    let outcome = guest.stream(command, &input, deadline, &mut sink).await;
     reader.finish(outcome)
 }
 

@@ -34,6 +34,7 @@ pub fn all() -> &'static [Entry] {
             },
             sites: |_| Ok(Vec::new()),
             access: over_network,
+            adopts: false,
             open: |config, home| {
                 let config: forge_qemu::Config = understood("qemu", config)?;
                 Ok(Arc::new(forge_qemu::QemuDriver::open(config, home)?))
@@ -79,6 +80,7 @@ pub fn all() -> &'static [Entry] {
                 config.sites().iter().map(site).collect()
             },
             access: over_network,
+            adopts: false,
             open: |config, home| {
                 let config: forge_libvirt::Config = understood("libvirt", config)?;
                 Ok(Arc::new(forge_libvirt::LibvirtDriver::open(config, home)))
@@ -110,6 +112,7 @@ pub fn all() -> &'static [Entry] {
             },
             sites: |_| Ok(Vec::new()),
             access: over_network,
+            adopts: false,
             open: |config, home| {
                 let config: forge_virtualbox::Config = understood("virtualbox", config)?;
                 Ok(Arc::new(forge_virtualbox::VirtualBoxDriver::open(
@@ -126,6 +129,71 @@ pub fn all() -> &'static [Entry] {
                     Ok(forge_virtualbox::findings(&config, &home).await)
                 })
             },
+        },
+        Entry {
+            id: "generic",
+            about: "hosts that are there already and answer SSH: adopted, and left as they were",
+            augment: |command| forge_generic::Options::augment_args(command),
+            as_docker_machine: |command| command,
+            resolve: |matches| {
+                let options =
+                    forge_generic::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_generic::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || {
+                let nowhere = forge_generic::Options {
+                    ip_address: Some("localhost".to_owned()),
+                    ..forge_generic::Options::default()
+                };
+                recorded(&forge_generic::Config::resolve(&nowhere, None)?.0)
+            },
+            network: |_| Ok(None),
+            // Each host is asked for itself.
+            sites: |config| {
+                let known: forge_generic::Config = understood("generic", config)?;
+                let at = format!("{}:{}:{}", known.target(), known.port(), known.engine_port);
+                Ok(vec![site(at, config)])
+            },
+            access: over_network,
+            adopts: true,
+            open: |config, _| {
+                let config: forge_generic::Config = understood("generic", config)?;
+                Ok(Arc::new(forge_generic::GenericDriver::open(config)))
+            },
+            ready: || Err("`generic` has to be named".to_owned()),
+            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
+        },
+        Entry {
+            id: "none",
+            about: "engines that are there already, known by their URL",
+            augment: |command| forge_none::Options::augment_args(command),
+            as_docker_machine: |command| command,
+            resolve: |matches| {
+                let options =
+                    forge_none::Options::from_arg_matches(matches).map_err(options_lost)?;
+                let (config, origins) = forge_none::Config::resolve(&options, Some(matches))?;
+                Ok((recorded(&config)?, texts(origins)))
+            },
+            default: || {
+                let nowhere = forge_none::Options {
+                    url: Some("tcp://localhost".to_owned()),
+                };
+                recorded(&forge_none::Config::resolve(&nowhere, None)?.0)
+            },
+            network: |_| Ok(None),
+            sites: |config| {
+                let known: forge_none::Config = understood("none", config)?;
+                Ok(vec![site(known.url, config)])
+            },
+            access: over_network,
+            adopts: true,
+            open: |config, _| {
+                let config: forge_none::Config = understood("none", config)?;
+                Ok(Arc::new(forge_none::NoneDriver::open(config)))
+            },
+            ready: || Err("`none` has to be named".to_owned()),
+            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
         },
         #[cfg(feature = "lab")]
         Entry {
@@ -147,6 +215,7 @@ pub fn all() -> &'static [Entry] {
                 };
                 Ok(host.map(site).into_iter().collect())
             },
+            adopts: false,
             access: |store| {
                 Arc::new(crate::machine::fake::FakeAccess {
                     store: store.clone(),
@@ -157,6 +226,16 @@ pub fn all() -> &'static [Entry] {
             findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
         },
     ]
+}
+
+/// A place that is one machine's alone.
+fn site(at: String, config: &Value) -> Site {
+    Site {
+        at,
+        config: config.clone(),
+        network: None,
+        asked: false,
+    }
 }
 
 /// The way to machines that answer on the network.

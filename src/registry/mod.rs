@@ -69,6 +69,8 @@ pub struct Entry {
     pub sites: fn(&Value) -> Result<Vec<Site>>,
     /// The way to its machines.
     pub access: fn(&Store) -> Arc<dyn Access>,
+    /// Its machines are there before forge, and stay.
+    pub adopts: bool,
     /// Opens it with a recorded configuration.
     pub open: fn(&Value, DriverHome) -> Result<Arc<dyn Driver>>,
     /// A quick look at whether machines can be made with it here: what speaks for it, or what is missing.
@@ -381,6 +383,8 @@ async fn examined(forge: &Forge, entry: &Entry, records: &[Record]) -> Result<Ve
     let mut configs = Vec::new();
     match by_environment(entry) {
         Ok(config) => configs.push(config),
+        // Without a host there is nothing to look at.
+        Err(_) if entry.adopts => {}
         Err(error) => told.push(unusable("options in the environment", &error)),
     }
     let recorded = records.iter().filter(|record| record.driver == entry.id);

@@ -31,6 +31,7 @@ impl Guest for SshGuest {
         let shown = match to {
             Dial::Engine => "the engine's socket".to_owned(),
             Dial::Tcp(address) => format!("`{address}`"),
+            Dial::Host(host, port) => format!("`{host}:{port}`"),
         };
         let failed = || format!("failed to reach {shown} through `{}`", self.address);
         match self.channel_within(to, deadline).await {
@@ -169,6 +170,11 @@ async fn channel_to(
             let (host, port) = (address.ip().to_string(), address.port().into());
             handle
                 .channel_open_direct_tcpip(host, port, "127.0.0.1", 0)
+                .await
+        }
+        Dial::Host(host, port) => {
+            handle
+                .channel_open_direct_tcpip(host, (*port).into(), "127.0.0.1", 0)
                 .await
         }
     }

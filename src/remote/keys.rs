@@ -87,7 +87,7 @@ impl HostKeys {
     /// The list of these keys (`ssh-ed25519 AAAA…`), without comments and doubles.
     ///
     /// # Errors
-    /// When one of them is not an ed25519 public key in OpenSSH's form.
+    /// As [`HostKeys::accept`].
     pub fn new<K: AsRef<str>>(keys: impl IntoIterator<Item = K>) -> Result<Self> {
         let mut list = Self::default();
         for key in keys {
@@ -96,17 +96,21 @@ impl HostKeys {
         Ok(list)
     }
 
-    /// Accepts one more key.
+    /// Accepts one more key. The machines that forge makes have ed25519 keys; others' may have what OpenSSH still
+    /// signs with by default (OpenSSH 8.8 dropped DSA and signatures with SHA-1; an RSA key here signs with SHA-2).
     ///
     /// # Errors
-    /// When it is not an ed25519 public key in OpenSSH's form.
+    /// When it is not an ed25519, ECDSA or RSA public key in OpenSSH's form.
     pub fn accept(&mut self, key: &str) -> Result<()> {
         let key = parse(key)?;
-        if key.algorithm() != Algorithm::Ed25519 {
+        if !matches!(
+            key.algorithm(),
+            Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. }
+        ) {
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "a host key of type `{}` is not accepted, only `ssh-ed25519`",
+                    "a host key of type `{}` is not accepted, only ed25519, ECDSA and RSA",
                     key.algorithm()
                 ),
             ));
@@ -121,7 +125,7 @@ impl HostKeys {
     /// Leaves `key` as the only one that is accepted.
     ///
     /// # Errors
-    /// When it is not an ed25519 public key in OpenSSH's form.
+    /// As [`HostKeys::accept`].
     pub fn only(key: &str) -> Result<Self> {
         Self::new([key])
     }
@@ -132,23 +136,31 @@ impl HostKeys {
     }
 
     /// Lines for a `known_hosts` file: every key under the names of `host`.
-    ///
-    /// A port other than 22 is written as `[host]:port` (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
     pub fn known_hosts(&self, hosts: &[&str], port: u16) -> String {
-        let names: Vec<String> = hosts
-            .iter()
-            .map(|host| {
-                if port == 22 {
-                    (*host).to_owned()
-                } else {
-                    format!("[{host}]:{port}")
-                }
-            })
-            .collect();
+        self.lines("", hosts, port)
+    }
+
+    /// Lines for a `known_hosts` file: every key as an authority that may certify `hosts`.
+    pub fn authorities(&self, hosts: &[&str], port: u16) -> String {
+        self.lines("@cert-authority ", hosts, port)
+    }
+
+    fn lines(&self, marker: &str, hosts: &[&str], port: u16) -> String {
+        let names: Vec<String> = hosts.iter().map(|host| known_as(host, port)).collect();
         self.0
             .iter()
-            .map(|key| format!("{} {key}\n", names.join(",")))
+            .map(|key| format!("{marker}{} {key}\n", names.join(",")))
             .collect()
+    }
+}
+
+/// The name of a server in a `known_hosts` file: with a port other than 22 it is `[host]:port` (sshd(8),
+/// "SSH_KNOWN_HOSTS FILE FORMAT").
+pub(crate) fn known_as(host: &str, port: u16) -> String {
+    if port == 22 {
+        host.to_owned()
+    } else {
+        format!("[{host}]:{port}")
     }
 }
 
@@ -213,11 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_type_is_refused() {
-        let error = HostKeys::only(
-            "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBHwf2HMM5TRXvo2SQJjsNkiDD5KqiiNjrGVv3UUh+mMT5RHxiRtOnlqvjhQtBq0VpmpCV/PwUdhOig4vkbqAcEc=",
-        )
-        .expect_err("not ed25519");
-        assert!(error.message().contains("ecdsa-sha2-nistp256"), "{error}");
+    fn keys_of_foreign_hosts_are_kept_and_old_ones_refused() {
+        let ecdsa = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBHwf2HMM5TRXvo2SQJjsNkiDD5KqiiNjrGVv3UUh+mMT5RHxiRtOnlqvjhQtBq0VpmpCV/PwUdhOig4vkbqAcEc=";
+        let keys = HostKeys::only(ecdsa).expect("ECDSA");
+        assert_eq!(
+            keys.authorities(&["n1"], 22),
+            format!("@cert-authority n1 {ecdsa}\n")
+        );
+        // A security key signs logins, no server.
+        let error = HostKeys::only("sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIJoAeUA49pVwI/NJHX8aX1s5+8/+QTE6ZpPYkQn3RDNVAAAABHNzaDo=")
+            .expect_err("no host key");
+        assert!(error.message().contains("sk-ssh-ed25519"), "{error}");
     }
 }

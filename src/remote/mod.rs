@@ -11,13 +11,18 @@ use async_trait::async_trait;
 use forge_driver::Result;
 
 use crate::http::Stream;
+use crate::secret::Secret;
 
 mod copy;
 mod exec;
 pub mod first_contact;
 mod forward;
+mod host_key;
 mod keys;
+pub mod known_hosts;
+pub mod login;
 pub mod openssh;
+mod root;
 mod session;
 mod signals;
 pub mod ssh;
@@ -26,7 +31,10 @@ pub(crate) mod testing;
 
 pub use copy::{Place, copy};
 pub use forward::Forward;
+pub use host_key::Expect;
+pub(crate) use keys::known_as;
 pub use keys::{HostKeys, KeyPair, fingerprint, generate_key};
+pub use root::{WithPassword, as_root};
 pub use session::Streams;
 pub use signals::signalled;
 
@@ -66,6 +74,8 @@ pub enum Dial {
     Engine,
     /// To an address, as that machine reaches it.
     Tcp(SocketAddrV4),
+    /// To a port of a host that has this name, or this address, there.
+    Host(String, u16),
 }
 
 /// A machine that runs commands.
@@ -78,6 +88,11 @@ pub trait Guest: Send + Sync {
     /// [`forge_driver::Kind::Unavailable`] when the other side does not accept it, [`forge_driver::Kind::Refused`]
     /// when the machine does not forward, [`forge_driver::Kind::Timeout`] at the deadline.
     async fn dial(&self, to: &Dial, deadline: Duration) -> Result<Box<dyn Stream>>;
+
+    /// What `sudo` asks for there; `None` where it asks for nothing.
+    fn sudo_password(&self) -> Option<&Secret> {
+        None
+    }
 
     /// Runs `command` (a shell line) with `input` on its standard input, for at most `deadline`.
     ///

@@ -27,6 +27,21 @@ pub struct Login {
     pub key: PathBuf,
     /// The file of the host keys that are accepted.
     pub known_hosts: PathBuf,
+    /// The name that certificates and that file have for it, where it is not its address.
+    pub alias: Option<String>,
+    /// The host that it is reached through; its keys are in that file, too.
+    pub jump: Option<Between>,
+}
+
+/// A host that a machine is reached through, as its user enters it.
+#[derive(Clone, Debug)]
+pub struct Between {
+    /// Its name or address.
+    pub host: String,
+    /// The port of its SSH server.
+    pub port: u16,
+    /// The user there.
+    pub user: String,
 }
 
 impl Login {
@@ -35,10 +50,27 @@ impl Login {
     /// # Errors
     /// When a path cannot be said in such a file.
     pub fn section(&self) -> Result<String> {
+        let mut more = String::new();
+        if let Some(alias) = &self.alias {
+            more.push_str(&format!("  HostKeyAlias {alias}\n"));
+        }
+        if let Some(Between { host, port, user }) = &self.jump {
+            let known = path(&self.known_hosts)?;
+            let shown = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host.clone()
+            };
+            // The program that is started for it reads this file, and this section.
+            more.push_str(&format!(
+                "  ProxyJump {user}@{shown}:{port}\nHost {host}\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  \
+                 StrictHostKeyChecking yes\n"
+            ));
+        }
         Ok(format!(
             "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile {key}\n  IdentitiesOnly yes\n  \
              PreferredAuthentications publickey\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  \
-             StrictHostKeyChecking yes\n",
+             StrictHostKeyChecking yes\n{more}",
             name = self.name,
             host = self.address.ip(),
             port = self.address.port(),
@@ -109,6 +141,8 @@ mod tests {
             user: "forge".to_owned(),
             key: Path::new(folder).join("id_ed25519"),
             known_hosts: Path::new(folder).join("known_hosts"),
+            alias: None,
+            jump: None,
         }
     }
 

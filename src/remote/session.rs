@@ -270,7 +270,10 @@ mod tests {
             address: words[0].parse().expect("address"),
             user: words[1].clone(),
             key: words[2].as_str().into(),
-            accept: vec![words[3].clone()],
+            expect: crate::remote::Expect {
+                keys: vec![words[3].clone()],
+                ..Default::default()
+            },
         };
         let guest = connect(&target, Duration::from_secs(30))
             .await
@@ -292,7 +295,7 @@ mod tests {
             target.address.to_string().as_str(),
             target.user.as_str(),
             target.key.expose(),
-            target.accept[0].as_str(),
+            target.expect.keys[0].as_str(),
             command,
             if tty { "tty" } else { "plain" },
         ])

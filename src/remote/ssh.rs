@@ -1,10 +1,9 @@
 //! One authenticated SSH connection to a machine.
 //!
-//! The host key is checked against a list that we wrote ourselves; there is no trust on first use and no
+//! The host key is checked against what was expected beforehand; there is no trust on first use and no
 //! way to accept another key. Only the algorithms of the accepted keys are offered in the key exchange,
 //! so that nobody can answer with a key of a kind that was never recorded.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -15,16 +14,19 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use forge_driver::{Context, Error, Kind, Result};
+use russh::Disconnect;
 use russh::client::{self, Config, Handle};
 use russh::keys::{
-    Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+    HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+    decode_secret_key,
 };
-use russh::{Disconnect, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::keys::{parse, text};
+use super::host_key::{Expect, Expected};
+use super::keys::text;
+use crate::http::Stream;
 use crate::secret::Secret;
 
 pub use super::keys::{KeyPair, generate_key};
@@ -38,7 +40,7 @@ const KEEPALIVE_MAX: usize = 8;
 /// One attempt to connect may take this long: key exchange on a busy emulated machine.
 pub const ATTEMPT: Duration = Duration::from_secs(45);
 
-/// A private key in OpenSSH's text form. It does not print itself.
+/// A private key in the text form of OpenSSH, or PEM. It does not print itself.
 pub type PrivateKeyText = Secret;
 
 /// Where to connect, as whom, and whom to expect.
@@ -50,8 +52,8 @@ pub struct Target {
     pub user: String,
     /// The key to log in with.
     pub key: PrivateKeyText,
-    /// The host keys that are accepted, in OpenSSH's text form: exactly these.
-    pub accept: Vec<String>,
+    /// Whom to expect there.
+    pub expect: Expect,
 }
 
 /// The part of a connection's setup in which it failed.
@@ -109,6 +111,21 @@ impl fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
+/// The error of a connection to `address` that stopped in `phase` before there was one.
+pub(crate) fn stopped_at(
+    address: SocketAddr,
+    user: &str,
+    kind: Kind,
+    phase: Phase,
+    why: String,
+) -> Error {
+    let at = At {
+        address: address.to_string(),
+        user: user.to_owned(),
+    };
+    at.stopped(kind, phase, why)
+}
+
 /// The error of a connection that stopped in `phase`, for guests that are reached in other ways.
 #[cfg(feature = "lab")]
 pub(crate) fn stopped_in(kind: Kind, phase: Phase, message: String, why: &str) -> Error {
@@ -130,29 +147,32 @@ pub fn failed_phase(error: &Error) -> Option<Phase> {
 
 /// What the tasks of one connection attempt tell each other.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     phase: AtomicU8,
     presented: Mutex<Option<PublicKey>>,
+    /// The key that certifies the presented one.
+    authority: Mutex<Option<PublicKey>>,
+    refused: Mutex<Option<String>>,
     disconnect: Mutex<Option<String>>,
 }
 
 impl Progress {
-    fn enter(&self, phase: Phase) {
+    pub(super) fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::SeqCst);
     }
 
-    fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         Phase::from_u8(self.phase.load(Ordering::SeqCst))
     }
 
-    fn presented(&self) -> Option<PublicKey> {
+    pub(super) fn presented(&self) -> Option<PublicKey> {
         self.presented.lock().ok().and_then(|key| key.clone())
     }
 }
 
-/// Checks the server's key against the list, and against nothing else.
+/// Checks the server's key against what is expected, and against nothing else.
 pub(super) struct Checker {
-    accept: Vec<PublicKey>,
+    expected: Expected,
     progress: Arc<Progress>,
 }
 
@@ -163,14 +183,18 @@ impl client::Handler for Checker {
         &mut self,
         server: &PublicKeyOrCertificate,
     ) -> Result<bool, russh::Error> {
-        let key = server.public_key();
-        let accepted = server.certificate().is_none()
-            && self
-                .accept
-                .iter()
-                .any(|accepted| accepted.key_data() == key.key_data());
+        let judged = self.expected.judge(server);
         if let Ok(mut presented) = self.progress.presented.lock() {
-            *presented = Some(key);
+            *presented = Some(server.public_key());
+        }
+        if let (Some(certificate), Ok(mut authority)) =
+            (server.certificate(), self.progress.authority.lock())
+        {
+            *authority = Some(PublicKey::new(certificate.signature_key().clone(), ""));
+        }
+        let accepted = judged.is_ok();
+        if let (Err(why), Ok(mut refused)) = (judged, self.progress.refused.lock()) {
+            *refused = Some(why);
         }
         self.progress.enter(if accepted {
             Phase::Authentication
@@ -196,9 +220,9 @@ impl client::Handler for Checker {
     }
 }
 
-/// A TCP stream that notes when the other side has begun to speak SSH.
+/// A stream that notes when the other side has begun to speak SSH.
 struct Watched {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     progress: Arc<Progress>,
     seen: Vec<u8>,
 }
@@ -249,8 +273,12 @@ impl AsyncWrite for Watched {
 #[derive(Clone)]
 pub struct SshGuest {
     pub(super) handle: Arc<Handle<Checker>>,
-    pub(super) address: SocketAddr,
-    host_key: String,
+    pub(super) address: String,
+    pub(super) host_key: String,
+    /// The key that certifies the host key.
+    pub(super) authority: Option<String>,
+    /// The connection that this one goes through stays open as long as it.
+    through: Option<Arc<SshGuest>>,
 }
 
 impl fmt::Debug for SshGuest {
@@ -269,77 +297,81 @@ pub async fn connect(target: &Target, deadline: Duration) -> Result<SshGuest> {
     log_in(None, target, deadline).await
 }
 
-/// [`connect`] over a TCP connection to `target` on which the other side may have begun to speak.
+/// [`connect`] over a stream to `target` on which the other side may have begun to speak.
 ///
 /// # Errors
 /// As [`connect`], from the banner on.
 pub async fn connect_over(
-    stream: TcpStream,
+    stream: impl Stream + 'static,
     target: &Target,
     deadline: Duration,
 ) -> Result<SshGuest> {
-    log_in(Some(stream), target, deadline).await
+    log_in(Some(Box::new(stream)), target, deadline).await
+}
+
+/// Reads a private key in the text form of OpenSSH, or PEM.
+pub(super) fn private_key(key: &PrivateKeyText, passphrase: Option<&Secret>) -> Result<PrivateKey> {
+    decode_secret_key(key.expose(), passphrase.map(Secret::expose)).or_fail(Kind::Invalid, || {
+        "the private SSH key cannot be read".to_owned()
+    })
+}
+
+/// A stream to an address, on which small words are not held back.
+pub(crate) async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn log_in(
-    stream: Option<TcpStream>,
+    stream: Option<Box<dyn Stream>>,
     target: &Target,
     deadline: Duration,
 ) -> Result<SshGuest> {
     let address = target.address;
-    let accept = target
-        .accept
-        .iter()
-        .map(|key| parse(key))
-        .collect::<Result<Vec<_>>>()?;
-    if accept.is_empty() {
+    let expected = Expected::parse(&target.expect)?;
+    if expected.is_nobody() {
         return Err(Error::new(
             Kind::Invalid,
             format!("no host key is recorded for `{address}`"),
         )
         .hint("a connection needs at least one accepted host key"));
     }
-    let key = PrivateKey::from_openssh(target.key.expose()).or_fail(Kind::Invalid, || {
-        "the private SSH key cannot be read".to_owned()
-    })?;
+    let key = private_key(&target.key, None)?;
     let progress = Arc::new(Progress::default());
-    let expected: Vec<String> = accept.iter().map(print).collect();
     let attempt = async {
         let stream = match stream {
             Some(stream) => stream,
-            None => TcpStream::connect(address).await?,
+            None => Box::new(tcp(address).await?),
         };
-        let mut handle = exchange(stream, accept, &progress).await?;
-        let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+        let mut handle = exchange(stream, expected, &progress).await?;
+        let hash = hash_for(&handle, key.algorithm().is_rsa()).await?;
+        let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
         let answer = handle.authenticate_publickey(&target.user, key).await?;
         Ok::<_, russh::Error>((handle, answer.success()))
     };
+    let at = At {
+        address: address.to_string(),
+        user: target.user.clone(),
+    };
     match timeout_at(Instant::now() + deadline, attempt).await {
-        Ok(Ok((handle, true))) => Ok(SshGuest {
-            handle: Arc::new(handle),
-            address,
-            host_key: progress.presented().as_ref().map(text).unwrap_or_default(),
-        }),
-        Ok(Ok((_, false))) => Err(stopped(
-            target,
-            Kind::Refused,
-            Phase::Authentication,
-            format!(
-                "the server does not accept the key of user `{}`",
-                target.user
-            ),
-        )),
-        Ok(Err(error)) => Err(explain(target, &progress, &expected, &error)),
-        Err(_) => {
-            let phase = match progress.phase() {
-                // Both may still come; the host key alone is decided at once.
-                Phase::HostKey => Phase::KeyExchange,
-                phase => phase,
-            };
-            let why = format!("no answer within {}", seconds(deadline));
-            Err(stopped(target, Kind::Timeout, phase, why))
-        }
+        Ok(Ok((handle, true))) => Ok(at.guest(handle, &progress)),
+        Ok(Ok((_, false))) => Err(at.not_let_in("the key")),
+        Ok(Err(error)) => Err(at.explain(&progress, &error)),
+        Err(_) => Err(at.late(&progress, deadline)),
     }
+}
+
+/// What an RSA key signs a login with: the best that the server takes, never SHA-1 (RFC 8332).
+pub(super) async fn hash_for(
+    handle: &Handle<Checker>,
+    is_rsa: bool,
+) -> Result<Option<HashAlg>, russh::Error> {
+    if !is_rsa {
+        return Ok(None);
+    }
+    let best = handle.best_supported_rsa_hash().await?;
+    Ok(Some(best.flatten().unwrap_or(HashAlg::Sha256)))
 }
 
 /// [`connect`], in attempts of at most [`ATTEMPT`], for as long as `patience` lasts. Only silence is met with
@@ -372,76 +404,51 @@ async fn connect_in_attempts(
 /// # Errors
 /// As [`connect`], up to the key exchange.
 pub async fn presented_key(address: SocketAddr, deadline: Duration) -> Result<String> {
-    let target = Target {
-        address,
+    let at = At {
+        address: address.to_string(),
         user: String::new(),
-        key: Secret::default(),
-        accept: Vec::new(),
     };
     let progress = Arc::new(Progress::default());
     let attempt = timeout_at(Instant::now() + deadline, async {
-        exchange(TcpStream::connect(address).await?, Vec::new(), &progress).await
+        exchange(Box::new(tcp(address).await?), Expected::nobody(), &progress).await
     })
     .await;
     match (progress.presented(), attempt) {
         (Some(key), _) => Ok(text(&key)),
-        (None, Ok(Err(error))) => Err(explain(&target, &progress, &[], &error)),
-        (None, Ok(Ok(_))) => Err(stopped(
-            &target,
+        (None, Ok(Err(error))) => Err(at.explain(&progress, &error)),
+        (None, Ok(Ok(_))) => Err(at.stopped(
             Kind::Unavailable,
             Phase::KeyExchange,
             "no host key came".to_owned(),
         )),
-        (None, Err(_)) => {
-            let why = format!("no answer within {}", seconds(deadline));
-            Err(stopped(&target, Kind::Timeout, progress.phase(), why))
-        }
+        (None, Err(_)) => Err(at.late(&progress, deadline)),
     }
 }
 
-async fn exchange(
-    stream: TcpStream,
-    accept: Vec<PublicKey>,
+/// Agrees on session keys with a server that is expected.
+pub(super) async fn exchange(
+    stream: Box<dyn Stream>,
+    expected: Expected,
     progress: &Arc<Progress>,
 ) -> Result<Handle<Checker>, russh::Error> {
-    stream.set_nodelay(true)?;
     progress.enter(Phase::Banner);
     let stream = Watched {
         stream,
         progress: Arc::clone(progress),
         seen: Vec::new(),
     };
-    let checker = Checker {
-        accept: accept.clone(),
-        progress: Arc::clone(progress),
-    };
-    client::connect_stream(Arc::new(config(&accept)), stream, checker).await
-}
-
-fn config(accept: &[PublicKey]) -> Config {
-    let mut algorithms: Vec<Algorithm> = Vec::new();
-    for key in accept {
-        if !algorithms.contains(&key.algorithm()) {
-            algorithms.push(key.algorithm());
-        }
-    }
-    if algorithms.is_empty() {
-        algorithms.push(Algorithm::Ed25519);
-    }
-    Config {
-        preferred: Preferred {
-            key: Cow::Owned(algorithms),
-            ..Preferred::DEFAULT
-        },
+    let config = Config {
+        preferred: expected.algorithms(),
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: KEEPALIVE_MAX,
         channel_buffer_size: 16,
         ..Config::default()
-    }
-}
-
-fn print(key: &PublicKey) -> String {
-    key.fingerprint(HashAlg::Sha256).to_string()
+    };
+    let checker = Checker {
+        expected,
+        progress: Arc::clone(progress),
+    };
+    client::connect_stream(Arc::new(config), stream, checker).await
 }
 
 pub(super) fn seconds(time: Duration) -> String {
@@ -452,63 +459,102 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
-fn stopped(target: &Target, kind: Kind, phase: Phase, why: String) -> Error {
-    let message = if target.user.is_empty() {
-        format!("failed to reach the SSH server at `{}`", target.address)
-    } else {
-        format!(
-            "failed to connect to `{}@{}` by SSH",
-            target.user, target.address
-        )
-    };
-    Error::new(kind, message).because(Stopped { phase, why })
+/// The other end of a connection attempt, for what is said of it.
+pub(super) struct At {
+    /// Where.
+    pub(super) address: String,
+    /// As whom; empty for nobody.
+    pub(super) user: String,
 }
 
-fn explain(
-    target: &Target,
-    progress: &Progress,
-    expected: &[String],
-    error: &russh::Error,
-) -> Error {
-    let phase = progress.phase();
-    let farewell = progress.disconnect.lock().ok().and_then(|why| why.clone());
-    let why = match (phase, error) {
-        (Phase::HostKey, _) => {
-            let presented = progress.presented().as_ref().map(print).unwrap_or_default();
-            return stopped(
-                target,
-                Kind::Refused,
-                phase,
-                format!("the server presents {presented}, accepted is only {}", expected.join(" or ")),
+impl At {
+    pub(super) fn guest(&self, handle: Handle<Checker>, progress: &Progress) -> SshGuest {
+        let authority = progress.authority.lock().ok().and_then(|key| key.clone());
+        SshGuest {
+            handle: Arc::new(handle),
+            address: self.address.clone(),
+            host_key: progress.presented().as_ref().map(text).unwrap_or_default(),
+            authority: authority.as_ref().map(text),
+            through: None,
+        }
+    }
+
+    pub(super) fn not_let_in(&self, what: &str) -> Error {
+        let why = format!("the server does not accept {what} of user `{}`", self.user);
+        self.stopped(Kind::Refused, Phase::Authentication, why)
+    }
+
+    pub(super) fn late(&self, progress: &Progress, deadline: Duration) -> Error {
+        let phase = match progress.phase() {
+            // Both may still come; the host key alone is decided at once.
+            Phase::HostKey => Phase::KeyExchange,
+            phase => phase,
+        };
+        let why = format!("no answer within {}", seconds(deadline));
+        self.stopped(Kind::Timeout, phase, why)
+    }
+
+    pub(super) fn stopped(&self, kind: Kind, phase: Phase, why: String) -> Error {
+        let message = if self.user.is_empty() {
+            format!("failed to reach the SSH server at `{}`", self.address)
+        } else {
+            format!(
+                "failed to connect to `{}@{}` by SSH",
+                self.user, self.address
             )
-            .hint("something else answers at this address, or the machine was made anew; nothing was sent to it");
-        }
-        (_, russh::Error::NoCommonAlgo { kind, ours, theirs }) => format!(
-            "no common {kind:?} algorithm: accepted is {}, the server offers {}",
-            ours.join(", "),
-            theirs.join(", ")
-        ),
-        (Phase::Banner, russh::Error::HUP | russh::Error::Disconnect | russh::Error::IO(_)) => {
-            "the connection was closed before a server spoke".to_owned()
-        }
-        (Phase::Banner, russh::Error::Version) => {
-            "what answers there is not an SSH server".to_owned()
-        }
-        (_, russh::Error::IO(error)) => error.to_string(),
-        (_, error) => farewell.unwrap_or_else(|| error.to_string()),
-    };
-    let kind = if phase == Phase::Authentication {
-        Kind::Refused
-    } else {
-        Kind::Unavailable
-    };
-    stopped(target, kind, phase, why)
+        };
+        Error::new(kind, message).because(Stopped { phase, why })
+    }
+
+    pub(super) fn explain(&self, progress: &Progress, error: &russh::Error) -> Error {
+        let phase = progress.phase();
+        let farewell = progress.disconnect.lock().ok().and_then(|why| why.clone());
+        let why = match (phase, error) {
+            (Phase::HostKey, _) => {
+                let refused = progress.refused.lock().ok().and_then(|why| why.clone());
+                return self
+                    .stopped(Kind::Refused, phase, refused.unwrap_or_default())
+                    .hint("something else answers at this address, or the machine was made anew; nothing was sent to it");
+            }
+            (_, russh::Error::NoCommonAlgo { kind, ours, theirs }) => format!(
+                "no common {kind:?} algorithm: accepted is {}, the server offers {}",
+                ours.join(", "),
+                theirs.join(", ")
+            ),
+            (Phase::Banner, russh::Error::HUP | russh::Error::Disconnect | russh::Error::IO(_)) => {
+                "the connection was closed before a server spoke".to_owned()
+            }
+            (Phase::Banner, russh::Error::Version) => {
+                "what answers there is not an SSH server".to_owned()
+            }
+            (_, russh::Error::IO(error)) => error.to_string(),
+            (_, error) => farewell.unwrap_or_else(|| error.to_string()),
+        };
+        let kind = if phase == Phase::Authentication {
+            Kind::Refused
+        } else {
+            Kind::Unavailable
+        };
+        self.stopped(kind, phase, why)
+    }
 }
 
 impl SshGuest {
     /// The host key that this server presented, one of the accepted ones: `ssh-ed25519 AAAA…`.
     pub fn host_key(&self) -> &str {
         &self.host_key
+    }
+
+    /// The key that certifies the host key, when the server was accepted for that.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+
+    /// The same, and the connection that it goes through is kept with it.
+    #[must_use]
+    pub fn keeping(mut self, through: Arc<SshGuest>) -> Self {
+        self.through = Some(through);
+        self
     }
 
     /// Whether the connection is known to be gone.

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ssh::Target;
-use super::{Dial, ExecOutput, Guest, KeyPair, Sink, generate_key};
+use super::{Dial, ExecOutput, Expect, Guest, KeyPair, Sink, generate_key};
 use crate::http::Stream;
 
 /// A shell on this machine that takes scripts from its standard input.
@@ -226,7 +226,10 @@ impl Sshd {
             address: self.address,
             user: user(),
             key: self.client.private_openssh.clone(),
-            accept: vec![self.host.public_openssh.clone()],
+            expect: Expect {
+                keys: vec![self.host.public_openssh.clone()],
+                ..Expect::default()
+            },
         }
     }
 

@@ -3,6 +3,7 @@
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
 pub mod certificates;
+pub mod host;
 pub mod points;
 pub mod sshd;
 pub mod stores;

@@ -132,6 +132,8 @@ pub struct Wants {
     pub served: bool,
     /// Addresses of that network that no machine may have: its server's, the host's.
     pub kept: Vec<Ipv4Addr>,
+    /// Its machines are there before forge, and stay: no image, no seed, no power of forge's.
+    pub adopts: bool,
 }
 
 /// Where a driver keeps what is its own.

@@ -69,6 +69,8 @@ pub enum Fact {
     WrongCount,
     /// This program is missing on this host.
     NoProgram(&'static str),
+    /// The power of this machine cannot be changed from here: docker-machine's words for it.
+    NoPower(String),
 }
 
 /// An error that a person can act on.

@@ -258,6 +258,7 @@ impl Driver for VirtualBoxDriver {
             leased: false,
             served: lan.served(),
             kept: lan.kept(),
+            adopts: false,
         }
     }
 

@@ -56,6 +56,16 @@ impl Up {
     pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
         let name = self.named.parse()?;
         let mut chosen = self.choice.resolve(session, matches)?;
+        if chosen.driver.adopts {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "a cluster has machines that forge makes, and `{}` makes none",
+                    chosen.driver.id
+                ),
+            )
+            .hint("adopted hosts join a swarm by docker itself: `docker swarm join`"));
+        }
         let existing = session.existing()?;
         let record = match &existing {
             Some(store) => ClusterRecord::find(store, &name)?,

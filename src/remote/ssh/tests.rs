@@ -171,7 +171,7 @@ async fn another_host_key_is_refused_with_both_fingerprints() {
     let server = Sshd::start().await;
     let other = generate_key("other").expect("key").public_openssh;
     let mut target = server.target();
-    target.accept = vec![other.clone()];
+    target.expect.keys = vec![other.clone()];
     let error = connect(&target, DEADLINE).await.expect_err("another key");
     assert_eq!(
         (error.kind(), failed_phase(&error)),
@@ -188,7 +188,7 @@ async fn another_host_key_is_refused_with_both_fingerprints() {
     }
     assert!(error.deepest_hint().is_some());
     // Both accepted, as while a machine changes its key.
-    target.accept.push(server.host.public_openssh.clone());
+    target.expect.keys.push(server.host.public_openssh.clone());
     connect(&target, DEADLINE).await.expect("accepted");
 }
 
@@ -196,7 +196,7 @@ async fn another_host_key_is_refused_with_both_fingerprints() {
 async fn no_accepted_key_means_no_connection() {
     let server = Sshd::start().await;
     let mut target = server.target();
-    target.accept.clear();
+    target.expect.keys.clear();
     assert_eq!(
         connect(&target, DEADLINE)
             .await
@@ -213,7 +213,10 @@ async fn a_server_without_an_ed25519_key_gets_no_further_than_the_key_exchange()
         address: server,
         user: "x".to_owned(),
         key: generate_key("x").expect("key").private_openssh,
-        accept: vec![generate_key("x").expect("key").public_openssh],
+        expect: Expect {
+            keys: vec![generate_key("x").expect("key").public_openssh],
+            ..Expect::default()
+        },
     };
     let error = connect(&target, DEADLINE)
         .await
@@ -468,7 +471,7 @@ fn nothing_secret_is_printed() {
         address: "127.0.0.1:22".parse().expect("address"),
         user: "forge".to_owned(),
         key,
-        accept: Vec::new(),
+        expect: Expect::default(),
     };
     assert!(!format!("{target:?}").contains("PRIVATE"));
 }

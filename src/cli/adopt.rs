@@ -1,0 +1,264 @@
+//! `forge create` of hosts and engines that are there already.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{ArgMatches, FromArgMatches};
+use forge::machine::access::Connection;
+use forge::machine::adopt::{self, Adopting, Met, Route, Said};
+use forge::machine::create::{self, Wish};
+use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
+use forge::remote::{Guest, WithPassword};
+use forge::secret::Secret;
+use forge::store::lock::acquire_machines;
+use forge_driver::{Error, Fact, Kind, Result};
+use forge_generic::Options;
+use serde_json::Value;
+
+use super::ask::{self, Person};
+use super::create::{Chosen, concluded};
+use super::{Outcome, Session};
+
+/// The file that holds what `sudo` asks for.
+const SUDO: &str = "FORGE_SUDO_PASSWORD_FILE";
+
+/// Adopts the one host, or notes the one engine, that the options name.
+pub async fn create(
+    session: &Session,
+    chosen: Chosen,
+    matches: &ArgMatches,
+    names: &[String],
+    publish: &[String],
+) -> Result<Outcome> {
+    let [name] = names else {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("one host is named for {} machines", names.len()),
+        )
+        .hint("adopt one host after the other, each by a name of its own"));
+    };
+    if !publish.is_empty() || chosen.image.is_some() {
+        let option = if publish.is_empty() {
+            "image"
+        } else {
+            "publish"
+        };
+        return Err(Error::new(
+            Kind::Usage,
+            format!(
+                "`--{option}` is for machines that forge makes, and `{}` makes none",
+                chosen.driver.id
+            ),
+        ));
+    }
+    let begun = begun(session, name)?;
+    session.say("Running pre-create checks...");
+    let done = match chosen.driver.id {
+        "none" => note(session, chosen, name).await,
+        _ => adopt(session, chosen, matches, name, begun).await,
+    };
+    concluded(session, vec![(name.clone(), done?)])
+}
+
+/// What an earlier command has left of this machine.
+fn begun(session: &Session, name: &str) -> Result<Option<Record>> {
+    let Some(store) = session.existing()? else {
+        return Ok(None);
+    };
+    let found = Record::find(&store, name)?;
+    if found
+        .as_ref()
+        .is_some_and(|found| found.stage == Stage::Ready && !found.leaving)
+    {
+        return Err(
+            Error::new(Kind::Exists, format!("machine `{name}` already exists"))
+                .hint("`forge ls` shows the machines; use another name")
+                .fact(Fact::Exists(name.to_owned())),
+        );
+    }
+    Ok(found)
+}
+
+/// An engine that is known by its URL.
+async fn note(session: &Session, chosen: Chosen, name: &str) -> Result<Result<usize>> {
+    let config: forge_none::Config = understood(&chosen.resolved.0)?;
+    let address = forge_generic::locate(&config.host).await?;
+    let is_name = config.host.parse::<std::net::IpAddr>().is_err();
+    let mut wish = chosen.wish(name, "", &[]);
+    wish.adopting = Some(Adopting {
+        ssh: SocketAddr::new(address, forge_driver::SSH_PORT),
+        engine_port: config.port,
+        access: access(String::new(), Vec::new(), Vec::new()),
+        adopted: Some(Adopted {
+            name: is_name.then(|| config.host.clone()),
+            host: config.host,
+            alias: None,
+            jump: None,
+            sudo_password: false,
+        }),
+    });
+    let (forge, drawing) = session.worker("create")?;
+    let work = async {
+        let names = [name.to_owned()];
+        let _locks = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
+        let record = create::claim(&forge, &wish).await?;
+        Ok(adopt::note(&forge.of(name), record).await.map(|_| 1))
+    };
+    let done = work.await;
+    drawing.finish(forge).await;
+    done
+}
+
+/// A host that answers SSH.
+async fn adopt(
+    session: &Session,
+    chosen: Chosen,
+    matches: &ArgMatches,
+    name: &str,
+    begun: Option<Record>,
+) -> Result<Result<usize>> {
+    let options = Options::from_arg_matches(matches).map_err(|error| {
+        Error::new(Kind::Usage, "the options of the driver cannot be read").because(error)
+    })?;
+    let config: forge_generic::Config = understood(&chosen.resolved.0)?;
+    let said = Said {
+        host: config.host.clone(),
+        user: options.ssh_user.clone(),
+        port: options.ssh_port,
+        key: options.ssh_key.clone(),
+        config: options.ssh_config.clone(),
+        usual: Some(adopt::ROOT),
+    };
+    let route = Route::settle(config, said).await?;
+    // Later on it has a key of forge's, and its user does not log in again.
+    let met = match begun.filter(|begun| begun.stage > Stage::Claimed) {
+        Some(_) => None,
+        None => Some(adopt::meet(&route, &options.host_key, &Person, session.patience()).await?),
+    };
+    let mut wish = chosen.wish(name, "", &[]);
+    wish.config = serde_json::to_value(&route.config).map_err(|error| {
+        Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error)
+    })?;
+    let mut password = None;
+    let mut connection = None;
+    if let Some(met) = met {
+        let asks = adopt::asks_for_password(&*met.guest, session.patience()).await?;
+        let mut guest: Arc<dyn Guest> = met.guest.clone();
+        if asks {
+            let secret = sudo(&options)?;
+            guest = Arc::new(WithPassword {
+                guest,
+                password: secret.clone(),
+            });
+            password = Some(secret);
+        }
+        connection = Some(Connection {
+            guest,
+            host_key: met.guest.host_key().to_owned(),
+        });
+        wish.adopting = Some(adopting(&route, met, asks));
+    }
+    let (mut forge, drawing) = session.worker("create")?;
+    forge.sudo = match password {
+        Some(password) => Arc::new([(name.to_owned(), password)].into()),
+        None => {
+            let file = options.sudo_password_file.as_ref();
+            passwords(&forge, &[name.to_owned()], file)?
+        }
+    };
+    let done = bring_up(&forge, &wish, connection).await;
+    drawing.finish(forge).await;
+    done
+}
+
+async fn bring_up(
+    forge: &Forge,
+    wish: &Wish,
+    connection: Option<Connection>,
+) -> Result<Result<usize>> {
+    let names = [wish.name.clone()];
+    let _locks = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
+    let record = create::claim(forge, wish).await?;
+    let up = create::bring_up(&forge.of(&wish.name), record, connection, &[]).await;
+    Ok(up.map(|up| up.changed))
+}
+
+fn adopting(route: &Route, met: Met, sudo_password: bool) -> Adopting {
+    let user = route.config.ssh_user.clone().unwrap_or_default();
+    Adopting {
+        ssh: met.address,
+        engine_port: route.config.engine_port,
+        access: access(user, met.accept, met.authorities),
+        adopted: Some(Adopted {
+            sudo_password,
+            ..met.adopted
+        }),
+    }
+}
+
+fn access(user: String, accept: Vec<String>, authorities: Vec<String>) -> SshAccess {
+    SshAccess {
+        user,
+        key: SSH_KEY.to_owned(),
+        first_host_key: None,
+        own_host_key: None,
+        accept,
+        authorities,
+    }
+}
+
+/// What `sudo` asks for on a host that is adopted.
+fn sudo(options: &Options) -> Result<Secret> {
+    if options.sudo_password_stdin {
+        return ask::first_line(None);
+    }
+    match &options.sudo_password_file {
+        Some(path) => ask::first_line(Some(path)),
+        None => Err(no_password()),
+    }
+}
+
+fn no_password() -> Error {
+    Error::new(
+        Kind::Unavailable,
+        "`sudo` asks for a password there, and there is no terminal to ask for it",
+    )
+    .hint("`--generic-sudo-password-file FILE`, `--generic-sudo-password-stdin`, or let `sudo` ask for none: `USER ALL=(ALL) NOPASSWD: ALL`")
+}
+
+/// What `sudo` asks for on those of these machines where it asks.
+///
+/// # Errors
+/// When it is not to be had.
+pub fn passwords(
+    forge: &Forge,
+    names: &[String],
+    file: Option<&PathBuf>,
+) -> Result<Arc<BTreeMap<String, Secret>>> {
+    let mut passwords = BTreeMap::new();
+    for name in names {
+        // What is wrong with a record, the command itself tells.
+        let Ok(Some(record)) = Record::find(&forge.store, name) else {
+            continue;
+        };
+        if record.adopted.is_none_or(|adopted| !adopted.sudo_password) {
+            continue;
+        }
+        let variable = || std::env::var_os(SUDO).filter(|path| !path.is_empty());
+        let path = file.cloned().or_else(|| variable().map(PathBuf::from));
+        let password = match path {
+            Some(path) => ask::first_line(Some(&path))?,
+            None => return Err(no_password()),
+        };
+        passwords.insert(name.clone(), password);
+    }
+    Ok(Arc::new(passwords))
+}
+
+fn understood<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {
+    serde_json::from_value(config.clone()).map_err(|error| {
+        Error::new(Kind::Invalid, "the options of the driver make no sense").because(error)
+    })
+}

@@ -1,0 +1,322 @@
+//! Hosts that were there before forge: adopted, kept, and left as they were found.
+//!
+//! ```text
+//! met (trusted, its user logs in) → Claimed → Launched (forge's own key is let in) → Reached (by that key) → Ready
+//! ```
+//!
+//! Nothing is sent to a host before its key is trusted, nothing is changed on it before its claim is on disk.
+
+mod key;
+mod meet;
+mod settle;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use forge_driver::{Driver, Endpoints, Error, Instance, Kind, Result};
+
+pub use meet::{Ask, Met, Route, meet};
+pub use settle::{ROOT, Said};
+
+use super::access::{self, Access, Connection, Door};
+use super::create::{Up, Wish};
+use super::{Forge, Jump, Record, SshAccess, Stage, provision};
+use crate::http::Stream;
+use crate::interrupt;
+use crate::remote::login::{self, Entered, Identities, Unlock};
+use crate::remote::ssh::{Phase, SshGuest, failed_phase, tcp};
+use crate::remote::{Expect, Guest, WithPassword};
+use crate::secret::Secret;
+use tokio::time::{Instant, timeout};
+
+/// What a wish knows of a host that was met.
+#[derive(Clone, Debug)]
+pub struct Adopting {
+    /// Where its SSH server is.
+    pub ssh: SocketAddr,
+    /// The port of its engine.
+    pub engine_port: u16,
+    /// How SSH is entered.
+    pub access: SshAccess,
+    /// What is remembered of it; `None` for an engine that is known by its URL alone.
+    pub adopted: Option<super::Adopted>,
+}
+
+impl Adopting {
+    /// What a new record says of where it is.
+    pub(super) fn instance(&self) -> Instance {
+        Instance {
+            endpoints: Endpoints {
+                ssh: self.ssh,
+                engine: SocketAddr::new(self.ssh.ip(), self.engine_port),
+                cluster: None,
+                data: None,
+                public: None,
+            },
+            artefacts: Vec::new(),
+            hardware: BTreeMap::new(),
+        }
+    }
+}
+
+/// Refuses a host that this store has already, under another name.
+///
+/// # Errors
+/// [`Kind::Exists`] with that name.
+pub fn only_once(forge: &Forge, wish: &Wish) -> Result<()> {
+    let Some(adopting) = &wish.adopting else {
+        return Ok(());
+    };
+    let at = adopting.instance().endpoints;
+    for (name, record) in Record::all(&forge.store)? {
+        let Ok(record) = record else { continue };
+        let there = record
+            .endpoints()
+            .is_ok_and(|there| there.engine == at.engine);
+        if name != wish.name && there {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("the engine at {} is machine `{name}` already", at.engine),
+            )
+            .hint(format!(
+                "`forge rm {name}` leaves it as it was; then adopt it by another name"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes an adopted host from whatever stage it is at to one with an engine that answers over TLS. `open` is the
+/// connection of its user at the first time.
+pub(super) async fn climb(
+    forge: &Forge,
+    mut record: Record,
+    driver: &dyn Driver,
+    mut open: Option<Connection>,
+) -> Result<Up> {
+    let mut changed = 0;
+    if record.stage == Stage::Claimed {
+        interrupt::check()?;
+        let user = open.as_ref().ok_or_else(|| nobody(&record))?;
+        forge.events.step("first contact", "", None).await;
+        key::let_in(&*user.guest, &key::line(forge, &record)?, forge.patience).await?;
+        record.stage = Stage::Launched;
+        record.save(&forge.store)?;
+        changed += 1;
+    }
+    if record.stage == Stage::Launched {
+        interrupt::check()?;
+        let own = access::open(&*forge.access(&record)?, &record, forge.patience).await;
+        let own = match own {
+            Err(error) if failed_phase(&error) == Some(Phase::Authentication) => {
+                return Err(not_let_in(forge, &record, open, error).await);
+            }
+            own => own?,
+        };
+        open = Some(own);
+        record.stage = Stage::Reached;
+        record.save(&forge.store)?;
+        changed += 1;
+    }
+    let connection = match open {
+        Some(open) => open,
+        None => {
+            record = super::reach::located(forge, driver, record, deadline(forge)).await?;
+            access::open(&*forge.access(&record)?, &record, forge.patience).await?
+        }
+    };
+    let done = provision::apply(forge, record, &connection, &[]).await?;
+    Ok(Up {
+        record: done.record,
+        connection,
+        changed: changed + done.changed,
+    })
+}
+
+fn deadline(forge: &Forge) -> Instant {
+    Instant::now() + forge.patience
+}
+
+fn nobody(record: &Record) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "forge has no key of its own at machine `{}` yet",
+            record.name
+        ),
+    )
+    .hint("run the command again that adopted it, with its options: its user logs in once more")
+}
+
+/// The server has not taken forge's own key: the line goes again, since it is read by nobody.
+async fn not_let_in(
+    forge: &Forge,
+    record: &Record,
+    user: Option<Connection>,
+    error: Error,
+) -> Error {
+    if let (Some(user), Ok(line)) = (user, key::line(forge, record)) {
+        // What is left is a line without effect; the error to tell is the first one.
+        let _ = key::shut_out(&*user.guest, &line, forge.patience).await;
+        let mut back = record.clone();
+        back.stage = Stage::Claimed;
+        let _ = back.save(&forge.store);
+    }
+    error.context(format!(
+        "the SSH server of machine `{}` does not take the key that was added to ~/.ssh/authorized_keys of user `{}`",
+        record.name, record.ssh.user
+    ))
+    .hint("it may read keys from elsewhere: AuthorizedKeysFile and AuthorizedKeysCommand in its sshd_config(5)")
+}
+
+/// Notes an engine that is known by its URL alone: nobody logs in there, and nothing is changed. The files that a client
+/// shows are put beside the record where there are none: those of another authority are put there by hand.
+///
+/// # Errors
+/// What the file system reports.
+pub async fn note(forge: &Forge, mut record: Record) -> Result<Record> {
+    let authority = crate::ca::ensure(&forge.store, forge.patience, &forge.events).await?;
+    let folder = forge.store.machine_dir(&record.name);
+    for (name, text, mode) in [
+        ("ca.pem", authority.ca.as_str(), 0o644),
+        ("cert.pem", authority.client.as_str(), 0o644),
+        ("key.pem", authority.client_key.expose(), 0o600),
+    ] {
+        let path = folder.join(name);
+        if !path.exists() {
+            crate::store::write_file(&path, text.as_bytes(), mode)?;
+        }
+    }
+    record.stage = Stage::Ready;
+    record.save(&forge.store)?;
+    forge.events.finished("noted", true).await;
+    Ok(record)
+}
+
+/// Leaves an adopted host: what is forge's own there goes. A host whose claim alone is on disk was not touched.
+///
+/// # Errors
+/// When the host cannot be reached; then nothing was forgotten.
+pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
+    if record.adopted.is_none() || record.ssh.user.is_empty() {
+        return Ok(());
+    }
+    let opened = access::open(&*forge.access(record)?, record, forge.patience.min(LEAVING)).await;
+    let open = match opened {
+        Ok(open) => open,
+        // Its key was taken away, or was never let in: there is nothing of forge's to log in by.
+        Err(error)
+            if failed_phase(&error) == Some(Phase::Authentication)
+                && error.kind() == Kind::Refused =>
+        {
+            return Ok(());
+        }
+        Err(error) => {
+            return Err(error.hint(format!(
+                "`forge rm -f {}` forgets it; what forge changed there stays",
+                record.name
+            )));
+        }
+    };
+    key::shut_out(&*open.guest, &key::line(forge, record)?, forge.patience).await
+}
+
+/// A host that is left is waited for so long.
+const LEAVING: Duration = Duration::from_secs(60);
+
+/// Nobody to ask.
+struct Nobody;
+
+#[async_trait]
+impl Unlock for Nobody {
+    async fn passphrase(&self, _: &Path) -> Option<Secret> {
+        None
+    }
+}
+
+/// Logs in at a host between, as its user does: by an agent, or by a key without a passphrase.
+pub(super) async fn enter_jump(jump: &Jump, deadline: Duration) -> Result<SshGuest> {
+    let way = settle::settle(&Said {
+        host: jump.host.clone(),
+        user: Some(jump.user.clone()),
+        port: Some(jump.port),
+        ..Said::default()
+    })
+    .await?;
+    let expect = Expect {
+        keys: jump.accept.clone(),
+        authorities: jump.authorities.clone(),
+        principals: vec![way.alias.clone().unwrap_or_else(|| jump.host.clone())],
+        ..Expect::default()
+    };
+    let address = SocketAddr::new(forge_generic::locate(&jump.host).await?, jump.port);
+    let failed = || format!("failed to enter `{}`, the host before", jump.host);
+    let stream = timeout(deadline, tcp(address))
+        .await
+        .map_err(|_| Error::new(Kind::Timeout, failed()).because("no answer"))?
+        .map_err(|error| Error::new(Kind::Unavailable, failed()).because(error))?;
+    let (at, identities): (String, Identities) = (address.to_string(), way.identities);
+    let user = (at.as_str(), jump.user.as_str());
+    let entered = login::enter(
+        Box::new(stream),
+        user,
+        &expect,
+        &identities,
+        &Nobody,
+        deadline,
+    );
+    match entered.await.map_err(|error| error.context(failed()))? {
+        Entered::In(guest) => Ok(guest),
+        Entered::Stranger { error, .. } => Err(error.context(failed())),
+    }
+}
+
+/// The way to a machine whose `sudo` asks for a password.
+pub(super) struct WithSudo {
+    /// The way there.
+    pub(super) access: Arc<dyn Access>,
+    /// The password.
+    pub(super) password: Secret,
+}
+
+#[async_trait]
+impl Access for WithSudo {
+    async fn knock(&self, record: &Record) -> Result<Door> {
+        self.access.knock(record).await
+    }
+
+    async fn connect(&self, record: &Record, door: Door, deadline: Duration) -> Result<Connection> {
+        let open = self.access.connect(record, door, deadline).await?;
+        Ok(Connection {
+            guest: Arc::new(WithPassword {
+                guest: open.guest,
+                password: self.password.clone(),
+            }),
+            host_key: open.host_key,
+        })
+    }
+
+    async fn presented_key(&self, record: &Record, deadline: Duration) -> Result<String> {
+        self.access.presented_key(record, deadline).await
+    }
+
+    async fn engine(&self, record: &Record, deadline: Duration) -> Result<Box<dyn Stream>> {
+        self.access.engine(record, deadline).await
+    }
+}
+
+/// Whether a script can be run as root there: by whom, with what.
+///
+/// # Errors
+/// What the connection reports.
+pub async fn asks_for_password(guest: &dyn Guest, deadline: Duration) -> Result<bool> {
+    let line = "if [ -w / ]; then echo root; elif sudo -n true 2>/dev/null; then echo free; \
+                elif command -v sudo >/dev/null 2>&1; then echo asks; else echo none; fi";
+    let line = format!("sh -c {}", crate::playbook::quote(line));
+    let output = guest.exec(&line, b"", deadline).await?;
+    Ok(output.text().lines().any(|line| line == "asks"))
+}

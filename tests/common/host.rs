@@ -1,0 +1,327 @@
+//! A host that was there before forge: a real OpenSSH server of the test's own, with a home and a root folder of its own,
+//! and in the place of an engine a TLS server with what was put there.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+
+use super::until;
+
+/// What the engine answers.
+const ANSWER: &[u8] =
+    b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}\n";
+
+/// A host of somebody else's.
+pub struct Host {
+    folder: tempfile::TempDir,
+    /// The port of its SSH server at 127.0.0.1.
+    pub port: u16,
+    /// The port of its engine there.
+    pub engine: u16,
+    child: Option<Child>,
+    over: Arc<AtomicBool>,
+}
+
+impl Host {
+    /// A host with a host key of this type (`ed25519`, `ecdsa`, `rsa`), which lets the key `user` in.
+    pub fn with_key(kind: &str) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("forge-host-")
+            .tempdir()
+            .expect("a folder");
+        let at = folder.path().to_owned();
+        for name in ["home", "home/.ssh", "root", "root/etc", "bin"] {
+            fs::create_dir(at.join(name)).expect("a folder");
+        }
+        let over = Arc::new(AtomicBool::new(false));
+        let host = Self {
+            port: free_port(),
+            engine: engine(&at.join("root/etc/docker"), &over),
+            folder,
+            child: None,
+            over,
+        };
+        key(&at.join("host"), kind, "");
+        key(&at.join("user"), "ed25519", "");
+        host.let_in("user");
+        // Who may become root here is not asked.
+        script(
+            &at.join("bin/sudo"),
+            "#!/bin/sh\n[ \"$1\" != -n ] || shift\nexec \"$@\"\n",
+        );
+        host.started()
+    }
+
+    /// The usual one.
+    pub fn new() -> Self {
+        Self::with_key("ed25519")
+    }
+
+    /// Its files.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Lets another key in, whose files are called so.
+    pub fn let_in(&self, name: &str) {
+        let public = fs::read_to_string(self.at(&format!("{name}.pub"))).expect("a key");
+        let path = self.at("home/.ssh/authorized_keys");
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        fs::write(&path, before + &public).expect("written");
+    }
+
+    /// Starts its SSH server again, with these lines of configuration besides.
+    pub fn restart_with(&mut self, extra: &str) {
+        self.stop();
+        fs::write(self.at("more"), extra).expect("written");
+        *self = std::mem::replace(self, Self::nowhere()).started();
+    }
+
+    fn nowhere() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+            port: 0,
+            engine: 0,
+            child: None,
+            over: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    fn started(mut self) -> Self {
+        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").expect("/run/sshd");
+        }
+        let at = self.folder.path().display().to_string();
+        let more = fs::read_to_string(self.at("more")).unwrap_or_default();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let config = self.at("sshd_config");
+        fs::write(
+            &config,
+            format!(
+                "{more}\nHostKey {at}/host\nAuthorizedKeysFile {at}/home/.ssh/authorized_keys\nListenAddress 127.0.0.1\nPort {}\n\
+                 PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
+                 PrintMotd no\nPrintLastLog no\nLogLevel VERBOSE\n\
+                 SetEnv HOME={at}/home FORGE_FAKE_ROOT={at}/root PATH={at}/bin:{path}\n",
+                self.port
+            ),
+        )
+        .expect("written");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.at("log"))
+            .expect("a log");
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("sshd is installed (openssh-server)");
+        self.child = Some(child);
+        let port = self.port;
+        until("sshd listens", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        self
+    }
+
+    /// Ends its SSH server; sessions are processes of their own.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// What its SSH server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.at("log")).unwrap_or_default()
+    }
+
+    /// The fingerprint of its host key.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.at("host.pub"))
+    }
+
+    /// The keys that it lets in.
+    pub fn authorized(&self) -> String {
+        fs::read_to_string(self.at("home/.ssh/authorized_keys")).unwrap_or_default()
+    }
+
+    /// The options that lead to it, by the key `user`.
+    pub fn options(&self) -> String {
+        format!(
+            "--driver generic --generic-ip-address 127.0.0.1 --generic-ssh-port {} --generic-engine-port {} --generic-ssh-user {} \
+             --generic-ssh-key {} --generic-ssh-config none",
+            self.port,
+            self.engine,
+            user(),
+            self.at("user").display()
+        )
+    }
+
+    /// The same, and it is trusted.
+    pub fn trusted(&self) -> String {
+        format!(
+            "{} --generic-host-key {}",
+            self.options(),
+            self.fingerprint()
+        )
+    }
+
+    /// A line of `known_hosts` for it.
+    pub fn known(&self, key: &str) -> String {
+        let public = fs::read_to_string(self.at(&format!("{key}.pub"))).expect("a key");
+        format!("[127.0.0.1]:{} {public}", self.port)
+    }
+
+    /// A configuration of `ssh` that takes known hosts from this text.
+    pub fn config(&self, known_hosts: &str) -> PathBuf {
+        let (known, config) = (self.at("known_hosts"), self.at("config"));
+        fs::write(&known, known_hosts).expect("written");
+        let text = format!(
+            "Host *\n  UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n",
+            known.display()
+        );
+        fs::write(&config, text).expect("written");
+        config
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.stop();
+    }
+}
+
+/// Makes a key pair.
+pub fn key(path: &Path, kind: &str, passphrase: &str) {
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", kind, "-C", "", "-N", passphrase])
+        // Shorter RSA keys are made sooner.
+        .args(
+            (kind == "rsa")
+                .then_some(["-b", "2048"])
+                .into_iter()
+                .flatten(),
+        )
+        .arg("-f")
+        .arg(path)
+        .status()
+        .expect("ssh-keygen is installed (openssh-client)");
+    assert!(made.success());
+}
+
+/// The fingerprint of a public key.
+pub fn fingerprint(path: &Path) -> String {
+    let output = Command::new("ssh-keygen")
+        .arg("-lf")
+        .arg(path)
+        .output()
+        .expect("ssh-keygen is installed (openssh-client)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace()
+        .nth(1)
+        .expect("a fingerprint")
+        .to_owned()
+}
+
+/// A program, written by a child: what this process holds open for writing cannot be run (ETXTBSY).
+pub fn script(path: &Path, text: &str) {
+    let made = Command::new("sh")
+        .args(["-c", "printf '%s' \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(path)
+        .arg(text)
+        .status()
+        .expect("sh");
+    assert!(made.success());
+    assert!(fs::metadata(path).expect("there").permissions().mode() & 0o111 != 0);
+}
+
+/// The current user's name.
+pub fn user() -> String {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
+    let fields = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2).is_some_and(|field| *field == uid));
+    fields.expect("the user has an entry")[0].to_owned()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A TLS server that shows what lies in `folder` and asks for a certificate of that authority, as `dockerd --tlsverify`.
+fn engine(folder: &Path, over: &Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    listener.set_nonblocking(true).expect("set");
+    let (folder, over) = (folder.to_owned(), over.clone());
+    std::thread::spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let folder = folder.clone();
+                    // A caller without a certificate is let go.
+                    std::thread::spawn(move || answer(stream, &folder));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    });
+    port
+}
+
+fn answer(stream: TcpStream, folder: &Path) -> Option<()> {
+    if !folder.join("enabled").exists() {
+        return None;
+    }
+    stream.set_nonblocking(false).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .ok()?;
+    let tls = folder.join("tls");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(tls.join("ca.pem")).ok()?)
+        .ok()?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .ok()?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(tls.join("server.pem")).ok()?],
+            PrivateKeyDer::from_pem_file(tls.join("server-key.pem")).ok()?,
+        )
+        .ok()?;
+    let connection = ServerConnection::new(Arc::new(config)).ok()?;
+    let mut stream = StreamOwned::new(connection, stream);
+    let mut request = [0; 512];
+    let _asked = stream.read(&mut request).ok()?;
+    stream.write_all(ANSWER).ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}

@@ -1,0 +1,416 @@
+//! Hosts that are there already: whom forge trusts, how it logs in, what it leaves behind.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use common::Lab;
+use common::host::{Host, fingerprint, key};
+
+/// The lines of forge's own among the keys that a host lets in.
+fn own_lines(host: &Host) -> usize {
+    let authorized = host.authorized();
+    authorized
+        .lines()
+        .filter(|line| line.contains(" forge "))
+        .count()
+}
+
+#[test]
+fn a_host_is_adopted_used_and_left_as_it_was() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let before = host.authorized();
+    lab.forge(&format!("create {} n1", host.trusted())).ok();
+    let record = lab.record("n1");
+    assert_eq!(record["stage"], "ready");
+    assert_eq!(record["image"], "");
+    assert_eq!(record["ssh"]["first_host_key"], serde_json::Value::Null);
+    assert_eq!(own_lines(&host), 1);
+    // What its user logged in with is nowhere in the store.
+    let secret = fs::read_to_string(host.at("user")).expect("a key");
+    let secret = secret.lines().nth(2).expect("a line of it");
+    for (path, bytes) in lab.files() {
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains(secret), "{}", path.display());
+    }
+    let url = format!("tcp://127.0.0.1:{}\n", host.engine);
+    lab.forge("url n1").says(0, &url, "");
+    lab.forge("status n1").says(0, "Running\n", "");
+    let env = lab.forge("env n1").ok();
+    assert!(env.stdout.contains(url.trim_end()), "{}", env.stdout);
+    let list = lab.forge("ls").ok();
+    assert!(list.stdout.contains("generic"), "{}", list.stdout);
+    assert!(list.stdout.contains("v20.10.24"), "{}", list.stdout);
+    lab.forge("ssh n1 -- echo there").says(0, "there\n", "");
+    let again = lab
+        .forge("create --driver generic n1")
+        .env("GENERIC_IP_ADDRESS", "127.0.0.1")
+        .run();
+    assert_eq!(again.code, 1, "{}", again.stderr);
+    assert!(again.stderr.contains("already exists"), "{}", again.stderr);
+    let twice = lab.forge(&format!("create {} n2", host.trusted())).run();
+    assert_eq!(twice.code, 1, "{}", twice.stderr);
+    assert!(
+        twice.stderr.contains("is machine `n1` already"),
+        "{}",
+        twice.stderr
+    );
+    lab.forge("provision n1").ok();
+    assert_eq!(own_lines(&host), 1);
+    lab.forge("rm -y n1").ok();
+    assert_eq!(
+        host.authorized(),
+        before,
+        "forge's line is gone, and nothing else"
+    );
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_told_nothing_and_the_command_to_use_is_said() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let refused = lab
+        .forge(&format!("create {} n1", host.options()))
+        .run()
+        .code(1);
+    let print = host.fingerprint();
+    assert!(
+        refused.stderr.contains(&format!(
+            "nobody says that {print} (ssh-ed25519) is the host key of `127.0.0.1`"
+        )),
+        "{}",
+        refused.stderr
+    );
+    let command = format!("{} n1 --generic-host-key {print}`", host.options());
+    assert!(refused.stderr.contains(&command), "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"),
+        "{}",
+        refused.stderr
+    );
+    nobody_tried(&host);
+    lab.forge("ls -q").says(0, "", "");
+    // The command that was said, as it was said.
+    let said = refused.stderr.split(": `").last().expect("a command");
+    let said = said.lines().next().expect("a line").trim_end_matches('`');
+    let words: Vec<&str> = said.split(' ').skip(1).collect();
+    lab.words(&words).ok();
+}
+
+/// Nobody gave a user's name, nor a key.
+fn nobody_tried(host: &Host) {
+    let log = host.log();
+    for word in [
+        "Accepted",
+        "Failed",
+        "preauth] user",
+        "Postponed",
+        "authenticating user",
+    ] {
+        assert!(!log.contains(word), "{log}");
+    }
+}
+
+#[test]
+fn another_fingerprint_is_refused_and_nothing_is_sent() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let other = host.at("other");
+    key(&other, "ed25519", "");
+    let other = fingerprint(&other.with_extension("pub"));
+    let words = format!("create {} --generic-host-key {other} n1", host.options());
+    let refused = lab.forge(&words).run().code(1);
+    assert!(
+        refused.stderr.contains(&host.fingerprint()),
+        "{}",
+        refused.stderr
+    );
+    assert!(
+        refused
+            .stderr
+            .contains(&format!("accepted is only {other}")),
+        "{}",
+        refused.stderr
+    );
+    nobody_tried(&host);
+}
+
+#[test]
+fn known_hosts_says_whom_to_trust_hashed_or_not_and_whom_not() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let create = |name: &str, known: &str| {
+        let config = host.config(known);
+        let options = host
+            .options()
+            .replace("config none", &format!("config {}", config.display()));
+        lab.forge(&format!("create {options} {name}")).run()
+    };
+    let plain = host.known("host");
+    create("n1", &plain).code(0);
+    lab.forge("rm -y n1").ok();
+    // Hashed by OpenSSH itself.
+    host.config(&plain);
+    let hashed = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-H", "-f"])
+        .arg(host.at("known_hosts"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .expect("ssh-keygen");
+    assert!(hashed.success());
+    let hashed = fs::read_to_string(host.at("known_hosts")).expect("hashed");
+    assert!(hashed.starts_with("|1|"), "{hashed}");
+    create("n1", &hashed).code(0);
+    lab.forge("rm -y n1").ok();
+    let seen = host.log().len();
+    let refused = create("n1", &format!("{plain}@revoked {plain}")).code(1);
+    assert!(refused.stderr.contains("is revoked"), "{}", refused.stderr);
+    key(&host.at("other"), "ed25519", "");
+    let refused = create("n1", &host.known("other")).code(1);
+    assert!(
+        refused.stderr.contains("is not the one in `known_hosts`"),
+        "{}",
+        refused.stderr
+    );
+    assert!(
+        refused.stderr.contains("ssh-keygen -R"),
+        "{}",
+        refused.stderr
+    );
+    let later = host.log().split_off(seen);
+    assert!(
+        !later.contains("Accepted") && !later.contains("authenticating user"),
+        "{later}"
+    );
+}
+
+#[test]
+fn an_authority_certifies_hosts_under_their_names() {
+    let (lab, mut host) = (Lab::bare(), Host::new());
+    key(&host.at("ca"), "ed25519", "");
+    let signed = |names: &str| {
+        let done = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-h", "-I", "host", "-n", names, "-s"])
+            .args([host.at("ca"), host.at("host.pub")])
+            .status()
+            .expect("ssh-keygen");
+        assert!(done.success());
+    };
+    signed("web.example");
+    let line = format!("HostCertificate {}", host.at("host-cert.pub").display());
+    let authority = format!(
+        "@cert-authority * {}",
+        fs::read_to_string(host.at("ca.pub")).expect("a key")
+    );
+    host.restart_with(&line);
+    let options = |host: &Host| {
+        let config = host.config(&authority);
+        host.options()
+            .replace("config none", &format!("config {}", config.display()))
+    };
+    let refused = lab
+        .forge(&format!("create {} n1", options(&host)))
+        .run()
+        .code(1);
+    assert!(
+        refused
+            .stderr
+            .contains("for web.example, and not for 127.0.0.1"),
+        "{}",
+        refused.stderr
+    );
+    nobody_tried(&host);
+    let done = std::process::Command::new("ssh-keygen")
+        .args([
+            "-q",
+            "-h",
+            "-I",
+            "host",
+            "-n",
+            "web.example,127.0.0.1",
+            "-s",
+        ])
+        .args([host.at("ca"), host.at("host.pub")])
+        .status()
+        .expect("ssh-keygen");
+    assert!(done.success());
+    host.restart_with(&line);
+    lab.forge(&format!("create {} n1", options(&host))).ok();
+    let record = lab.record("n1");
+    assert_eq!(
+        record["ssh"]["accept"],
+        serde_json::json!([]),
+        "the leaf is not pinned"
+    );
+    let known = fs::read_to_string(lab.home.join("machines/n1/known_hosts")).expect("a file");
+    assert!(known.starts_with("@cert-authority "), "{known}");
+    lab.forge("provision n1").ok();
+}
+
+#[test]
+fn a_changed_host_key_is_refused_and_nothing_is_run() {
+    let (lab, mut host) = (Lab::bare(), Host::new());
+    lab.forge(&format!("create {} n1", host.trusted())).ok();
+    host.stop();
+    for name in ["host", "host.pub"] {
+        fs::remove_file(host.at(name)).expect("removed");
+    }
+    key(&host.at("host"), "ed25519", "");
+    host.restart_with("ForceCommand touch \"$FORGE_FAKE_ROOT/ran\"");
+    for words in ["provision n1", "ssh n1 -- touch x", "rm -y n1"] {
+        let refused = lab.forge(words).env("FORGE_TIMEOUT", "5").run();
+        assert_ne!(refused.code, 0, "{words}: {}", refused.stderr);
+    }
+    assert!(!host.at("root/ran").exists());
+    lab.forge("rm -f n1").ok();
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
+fn hosts_and_users_have_keys_of_all_kinds() {
+    for kind in ["ecdsa", "rsa"] {
+        let (lab, host) = (Lab::bare(), Host::with_key(kind));
+        key(&host.at("mine"), kind, "");
+        // The form that older versions of OpenSSH wrote.
+        if kind == "rsa" {
+            let done = std::process::Command::new("ssh-keygen")
+                .args(["-q", "-p", "-N", "", "-m", "PEM", "-f"])
+                .arg(host.at("mine"))
+                .stdout(std::process::Stdio::null())
+                .status()
+                .expect("ssh-keygen");
+            assert!(done.success());
+            let text = fs::read_to_string(host.at("mine")).expect("a key");
+            assert!(
+                text.starts_with("-----BEGIN RSA PRIVATE KEY-----"),
+                "{kind}"
+            );
+        }
+        host.let_in("mine");
+        let words = host.trusted().replace(
+            &host.at("user").display().to_string(),
+            &host.at("mine").display().to_string(),
+        );
+        lab.forge(&format!("create {words} n1")).ok();
+        lab.forge("provision n1").ok();
+    }
+}
+
+#[test]
+fn a_key_that_is_not_let_in_is_named() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    key(&host.at("mine"), "ed25519", "");
+    let words = host.trusted().replace(
+        &host.at("user").display().to_string(),
+        &host.at("mine").display().to_string(),
+    );
+    let refused = lab.forge(&format!("create {words} n1")).run().code(1);
+    assert!(refused.stderr.contains("/mine`"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("SSH authentication"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(own_lines(&host), 0);
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
+fn a_host_that_says_nothing_is_given_up_at_the_deadline_with_the_reason() {
+    let lab = Lab::bare();
+    // It accepts connections, and nobody ever speaks.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = silent.local_addr().expect("its address").port();
+    let start = Instant::now();
+    let words = format!(
+        "create --driver generic --generic-ip-address 127.0.0.1 --generic-ssh-port {port} --generic-ssh-config none \
+         --timeout 3 n1"
+    );
+    let late = lab.forge(&words).run().code(1);
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(
+        late.stderr.contains(&format!("127.0.0.1:{port}")),
+        "{}",
+        late.stderr
+    );
+    assert!(
+        late.stderr.contains("SSH banner: no answer within"),
+        "{}",
+        late.stderr
+    );
+    lab.forge("ls -q").says(0, "", "");
+}
+
+#[test]
+fn power_is_the_owners_and_docker_machines_words_say_so() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    lab.forge(&format!("create {} n1", host.trusted())).ok();
+    let refused = lab.forge("stop n1").run().code(1);
+    assert!(
+        refused
+            .stderr
+            .contains("the power of `127.0.0.1` is not forge's"),
+        "{}",
+        refused.stderr
+    );
+    for verb in ["stop", "kill"] {
+        let refused = lab
+            .forge(&format!("{verb} n1"))
+            .called("docker-machine")
+            .run()
+            .code(1);
+        let words = format!("generic driver does not support {verb}");
+        assert!(refused.stderr.contains(&words), "{}", refused.stderr);
+    }
+}
+
+#[test]
+fn clusters_are_of_machines_that_forge_makes() {
+    let lab = Lab::bare();
+    let words = "cluster up --driver generic --generic-ip-address 127.0.0.1";
+    let refused = lab.forge(words).run().code(2);
+    assert!(
+        refused.stderr.contains("`generic` makes none"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn an_engine_known_by_its_url_alone_is_noted_and_forgotten() {
+    let lab = Lab::bare();
+    let engine = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = engine.local_addr().expect("its address");
+    lab.forge(&format!("create --driver none --url tcp://{at} n1"))
+        .ok();
+    lab.forge("url n1").says(0, &format!("tcp://{at}\n"), "");
+    lab.forge("ip n1").says(0, "127.0.0.1\n", "");
+    lab.forge("status n1").says(0, "Running\n", "");
+    let refused = lab.forge("ssh n1 -- true").run();
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("nobody logs in there"),
+        "{}",
+        refused.stderr
+    );
+    for (verb, past) in [("stop", "stopped"), ("kill", "killed")] {
+        let refused = lab
+            .forge(&format!("{verb} n1"))
+            .called("docker-machine")
+            .run()
+            .code(1);
+        let words = format!("hosts without a driver cannot be {past}");
+        assert!(refused.stderr.contains(&words), "{}", refused.stderr);
+    }
+    lab.forge("rm -y n1").ok();
+    lab.forge("ls -q").says(0, "", "");
+    let refused = lab.forge("create --driver none n1").run().code(2);
+    assert!(
+        refused.stderr.contains("`--url` is missing"),
+        "{}",
+        refused.stderr
+    );
+}
