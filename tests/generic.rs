@@ -414,3 +414,221 @@ fn an_engine_known_by_its_url_alone_is_noted_and_forgotten() {
         refused.stderr
     );
 }
+
+/// Every file of the host, but for its server's log and what its shells note.
+fn tree(host: &Host) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut files = common::files(&host.at("root"));
+    files.extend(common::files(&host.at("home")));
+    files
+}
+
+#[test]
+fn what_changes_is_shown_first_and_a_dry_run_changes_nothing() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let before = tree(&host);
+    let words = format!("create --dry-run {} n1", host.trusted());
+    let shown = lab.forge(&words).run().code(2);
+    for text in [
+        "adopting `127.0.0.1` as machine `n1`",
+        "  stays    the engine 20.10.24, storage driver overlay2",
+        "  stays    3 images, 2 containers",
+        "authorized_keys of `",
+        "  changes  the engine is restarted once; the 1 containers that run, run on",
+    ] {
+        assert!(shown.stderr.contains(text), "{text}: {}", shown.stderr);
+    }
+    assert_eq!(shown.stdout, "");
+    assert_eq!(tree(&host), before, "nothing was changed there");
+    assert!(!lab.home.exists(), "nor here");
+    let json = lab.forge(&format!("--json {words}")).run().code(2).json();
+    assert_eq!(json["event"], "plan");
+    assert_eq!(json["plan"]["takes_over"], false);
+    let made = lab.forge(&format!("create {} n1", host.trusted())).ok();
+    assert!(made.stderr.contains("  changes  "), "{}", made.stderr);
+    let refused = lab.forge("create --dry-run --driver fake n2").run().code(2);
+    assert!(
+        refused.stderr.contains("hosts that are adopted"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn an_engine_that_others_use_is_taken_over_only_when_that_is_meant() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    fs::create_dir(host.at("root/etc/docker")).expect("a folder");
+    fs::write(host.at("root/etc/docker/foreign"), "").expect("written");
+    let words = format!("create {} n1", host.trusted());
+    let refused = lab.forge(&words).run();
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("Take over what listens at port"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(own_lines(&host), 0);
+    lab.forge(&format!("{words} --yes")).ok();
+}
+
+/// An agent of the test's own, with these keys of a host.
+struct Agent {
+    child: std::process::Child,
+    socket: std::path::PathBuf,
+}
+
+impl Agent {
+    fn with(keys: &[std::path::PathBuf], folder: &std::path::Path) -> Self {
+        let socket = folder.join("agent");
+        let child = std::process::Command::new("ssh-agent")
+            .args(["-D", "-a"])
+            .arg(&socket)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("ssh-agent is installed (openssh-client)");
+        common::until("the agent listens", || socket.exists());
+        for key in keys {
+            let added = std::process::Command::new("ssh-add")
+                .args(["-q"])
+                .arg(key)
+                .env("SSH_AUTH_SOCK", &socket)
+                .status()
+                .expect("ssh-add");
+            assert!(added.success());
+        }
+        Self { child, socket }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The options that lead to a host without naming a key.
+fn without_key(host: &Host, words: &str) -> String {
+    words.replace(
+        &format!("--generic-ssh-key {} ", host.at("user").display()),
+        "",
+    )
+}
+
+#[test]
+fn an_agent_logs_in_with_a_key_that_lies_nowhere() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let agent = Agent::with(&[host.at("user")], lab.folder());
+    for name in ["user", "user.pub"] {
+        fs::remove_file(host.at(name)).expect("removed");
+    }
+    let words = without_key(&host, &format!("create {} n1", host.trusted()));
+    assert!(!words.contains("--generic-ssh-key"), "{words}");
+    let config = host.at("config");
+    fs::write(&config, "Host *\n  IdentityFile none\n").expect("written");
+    let words = words.replace("config none", &format!("config {}", config.display()));
+    let alone = lab.forge(&words).run().code(1);
+    assert!(
+        alone.stderr.contains("no agent holds one"),
+        "{}",
+        alone.stderr
+    );
+    lab.forge(&words).env("SSH_AUTH_SOCK", &agent.socket).ok();
+    assert_eq!(lab.record("n1")["stage"], "ready");
+}
+
+#[test]
+fn a_host_behind_another_is_reached_through_it() {
+    let (lab, gate, host) = (Lab::bare(), Host::new(), Host::new());
+    let agent = Agent::with(&[gate.at("user"), host.at("user")], lab.folder());
+    let config = gate.config(&gate.known("host"));
+    let words = without_key(&host, &format!("create {} n1", host.trusted()))
+        .replace("config none", &format!("config {}", config.display()));
+    let jump = format!(
+        "--generic-jump {}@127.0.0.1:{}",
+        common::host::user(),
+        gate.port
+    );
+    lab.forge(&format!("{words} {jump}"))
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .ok();
+    let record = lab.record("n1");
+    assert_eq!(record["adopted"]["jump"]["port"], gate.port);
+    assert_eq!(record["stage"], "ready");
+    // The host sees its neighbour alone, which sees no more than connections.
+    assert!(gate.log().contains("Accepted publickey"), "{}", gate.log());
+    let list = lab.forge("ls").env("SSH_AUTH_SOCK", &agent.socket).ok();
+    assert!(list.stdout.contains("v20.10.24"), "{}", list.stdout);
+    lab.forge("provision n1")
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .ok();
+    let env = lab
+        .forge("env n1")
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .run()
+        .code(1);
+    assert_eq!(env.stdout, "");
+    assert!(env.stderr.contains("forge ssh n1 -N -L"), "{}", env.stderr);
+    lab.forge("rm -y n1")
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .ok();
+    assert_eq!(own_lines(&host), 0);
+    let unknown = words.replace(&config.display().to_string(), "none");
+    let refused = lab
+        .forge(&format!("{unknown} {jump}"))
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .run()
+        .code(1);
+    assert!(
+        refused.stderr.contains("log in there once by `ssh"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn a_kill_at_every_point_is_gone_on_from_with_one_line_of_forges() {
+    let host = Host::new();
+    let words = format!("create {} n1", host.trusted());
+    let lab = Lab::bare();
+    let passed = common::points::points(&lab, &words);
+    lab.forge("rm -y n1").ok();
+    let saves: Vec<usize> = (1..)
+        .zip(&passed)
+        .filter(|(_, name)| name.contains("machine.json"))
+        .map(|(at, _)| at)
+        .collect();
+    assert!(saves.len() > 4, "{passed:?}");
+    for at in saves {
+        let lab = Lab::bare();
+        let killed = lab
+            .forge(&words)
+            .env("FORGE_ABORT_AT", at.to_string())
+            .run();
+        assert_eq!(killed.code, common::points::ABORTED, "point {at}");
+        assert!(own_lines(&host) <= 1, "point {at}");
+        lab.forge(&words).run();
+        let record = lab.record("n1");
+        assert_eq!(record["stage"], "ready", "point {at}");
+        assert_eq!(own_lines(&host), 1, "point {at}");
+        lab.forge("rm -y n1").ok();
+        assert_eq!(own_lines(&host), 0, "point {at}");
+    }
+}
+
+#[test]
+fn a_restart_is_asked_of_the_host() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    lab.forge(&format!("create {} n1", host.trusted())).ok();
+    // Nobody restarts this host: it is asked, and waited for.
+    let late = lab
+        .forge("restart n1")
+        .env("FORGE_TIMEOUT", "3")
+        .run()
+        .code(1);
+    assert!(host.at("root/restarted").exists());
+    assert!(
+        late.stderr.contains("did not restart within 3 s"),
+        "{}",
+        late.stderr
+    );
+}

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgMatches, FromArgMatches};
+use forge::engine_options::EngineOptions;
 use forge::machine::access::Connection;
-use forge::machine::adopt::{self, Adopting, Met, Route, Said};
+use forge::machine::adopt::{self, Adopting, Met, Plan, Route, Said};
 use forge::machine::create::{self, Wish};
 use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
 use forge::remote::{Guest, WithPassword};
@@ -15,14 +16,44 @@ use forge::secret::Secret;
 use forge::store::lock::acquire_machines;
 use forge_driver::{Error, Fact, Kind, Result};
 use forge_generic::Options;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ask::{self, Person};
 use super::create::{Chosen, concluded};
-use super::{Outcome, Session};
+use super::rm::confirm;
+use super::{Outcome, Session, report};
+
+/// Refuses a machine that `docker` has no way to: one behind another host.
+///
+/// # Errors
+/// [`Kind::Unavailable`] with the tunnel that leads there.
+pub fn direct(record: &Record) -> Result<()> {
+    let jump = record
+        .adopted
+        .as_ref()
+        .and_then(|adopted| adopted.jump.as_ref());
+    let Some(jump) = jump else {
+        return Ok(());
+    };
+    let (name, port) = (&record.name, record.endpoints()?.engine.port());
+    Err(Error::new(
+        Kind::Unavailable,
+        format!("machine `{name}` is behind `{}`, and `docker` does not go through there", jump.host),
+    )
+    .hint(format!("`forge ssh {name} -N -L {port}:127.0.0.1:{port}` leads there from here; then `docker --tlsverify -H tcp://127.0.0.1:{port}`, with DOCKER_CERT_PATH the machine's folder")))
+}
 
 /// The file that holds what `sudo` asks for.
 const SUDO: &str = "FORGE_SUDO_PASSWORD_FILE";
+
+/// How a host is adopted.
+#[derive(Clone, Copy)]
+pub struct Manner {
+    /// Only what would change is shown.
+    pub dry_run: bool,
+    /// Nothing is asked about the engine.
+    pub yes: bool,
+}
 
 /// Adopts the one host, or notes the one engine, that the options name.
 pub async fn create(
@@ -31,6 +62,7 @@ pub async fn create(
     matches: &ArgMatches,
     names: &[String],
     publish: &[String],
+    manner: Manner,
 ) -> Result<Outcome> {
     let [name] = names else {
         return Err(Error::new(
@@ -56,10 +88,15 @@ pub async fn create(
     let begun = begun(session, name)?;
     session.say("Running pre-create checks...");
     let done = match chosen.driver.id {
-        "none" => note(session, chosen, name).await,
-        _ => adopt(session, chosen, matches, name, begun).await,
+        "none" if manner.dry_run => return Ok(Outcome::Done),
+        "none" => note(session, chosen, name).await?,
+        _ => match adopt(session, chosen, matches, name, begun, manner).await? {
+            Some(done) => done,
+            // As for `cluster up --dry-run`.
+            None => return Ok(Outcome::Code(2)),
+        },
     };
-    concluded(session, vec![(name.clone(), done?)])
+    concluded(session, vec![(name.clone(), done)])
 }
 
 /// What an earlier command has left of this machine.
@@ -118,7 +155,8 @@ async fn adopt(
     matches: &ArgMatches,
     name: &str,
     begun: Option<Record>,
-) -> Result<Result<usize>> {
+    manner: Manner,
+) -> Result<Option<Result<usize>>> {
     let options = Options::from_arg_matches(matches).map_err(|error| {
         Error::new(Kind::Usage, "the options of the driver cannot be read").because(error)
     })?;
@@ -154,11 +192,32 @@ async fn adopt(
             });
             password = Some(secret);
         }
+        let (port, user) = (route.config.engine_port, route.config.ssh_user.as_deref());
+        let looking = session.passing()?;
+        let (found, facts) = adopt::look(&looking.forge, &*guest, port).await?;
+        let wished = EngineOptions::default();
+        let plan = Plan::of((&found, &facts), user.unwrap_or_default(), port, &wished)?;
+        show(session, name, &route.config.host, &plan);
+        if manner.dry_run {
+            return Ok(None);
+        }
+        if plan.takes_over && !manner.yes {
+            confirm(&format!(
+                "Take over what listens at port {port} of `{}`?",
+                route.config.host
+            ))?;
+        }
         connection = Some(Connection {
             guest,
             host_key: met.guest.host_key().to_owned(),
         });
         wish.adopting = Some(adopting(&route, met, asks));
+    } else if manner.dry_run {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("the adoption of machine `{name}` has begun already"),
+        )
+        .hint("the same command without `--dry-run` goes on with it"));
     }
     let (mut forge, drawing) = session.worker("create")?;
     forge.sudo = match password {
@@ -170,7 +229,23 @@ async fn adopt(
     };
     let done = bring_up(&forge, &wish, connection).await;
     drawing.finish(forge).await;
-    done
+    done.map(Some)
+}
+
+/// Shows what is about to change, before anything does.
+fn show(session: &Session, name: &str, host: &str, plan: &Plan) {
+    if session.json() {
+        let event = json!({"event": "plan", "machine": name, "host": host, "plan": plan});
+        println!("{event}");
+        return;
+    }
+    report::note(&format!("adopting `{host}` as machine `{name}`"));
+    for line in &plan.stays {
+        report::note(&format!("  stays    {line}"));
+    }
+    for line in &plan.changes {
+        report::note(&format!("  changes  {line}"));
+    }
 }
 
 async fn bring_up(

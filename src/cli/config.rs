@@ -5,6 +5,7 @@ use forge::machine::Record;
 use forge_driver::Result;
 use serde_json::json;
 
+use super::adopt::direct;
 use super::env::no_swarm;
 use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session};
@@ -29,7 +30,9 @@ impl Config {
         no_swarm(self.swarm)?;
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
         let forge = session.reader()?;
-        let record = live(&forge, &Record::load(&forge.store, &name)?).await?;
+        let record = Record::load(&forge.store, &name)?;
+        direct(&record)?;
+        let record = live(&forge, &record).await?;
         let url = record.url()?;
         let folder = forge.store.machine_dir(&name);
         let file = |name: &str| folder.join(name).display().to_string();

@@ -11,6 +11,7 @@ use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
+use super::adopt::Manner;
 use super::persona::{self, Persona};
 use super::{DEFAULT_MACHINE, Outcome, Session, adopt, image, report};
 
@@ -23,6 +24,12 @@ pub struct Create {
     names: Vec<String>,
     #[command(flatten)]
     choice: Choice,
+    /// Show what adopting a host changes on it, and change nothing; exit code 2 says that something would change
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask before an engine that listens at its port already is taken over
+    #[arg(short, long)]
+    yes: bool,
     /// Publish this port of each machine on its address: PORT, or HOSTPORT:PORT
     #[arg(long = "publish", short = 'p', value_name = "PORT")]
     publish: Vec<String>,
@@ -133,7 +140,17 @@ impl Create {
         }
         chosen.tell(session);
         if chosen.driver.adopts {
-            return adopt::create(session, chosen, matches, &names, &self.publish).await;
+            let manner = Manner {
+                dry_run: self.dry_run,
+                yes: self.yes,
+            };
+            return adopt::create(session, chosen, matches, &names, &self.publish, manner).await;
+        }
+        if self.dry_run {
+            return Err(Error::new(
+                Kind::Usage,
+                "`--dry-run` is for hosts that are adopted: a machine that forge makes changes nothing that is there",
+            ));
         }
         let (forge, drawing) = session.worker("create")?;
         let done = create_all(session, &forge, &chosen, &names, &self.publish).await;

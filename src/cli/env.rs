@@ -5,6 +5,7 @@ use forge::machine::Record;
 use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
+use super::adopt::direct;
 use super::shell::{Shell, command_line};
 use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session, use_};
@@ -116,7 +117,9 @@ pub async fn variables(
     no_proxy: bool,
 ) -> Result<Vec<(String, String)>> {
     let forge = session.reader()?;
-    let record = live(&forge, &Record::load(&forge.store, name)?).await?;
+    let record = Record::load(&forge.store, name)?;
+    direct(&record)?;
+    let record = live(&forge, &record).await?;
     let url = record.url()?;
     let path = forge.store.machine_dir(name);
     let mut lines: Vec<(String, String)> = [

@@ -1,12 +1,13 @@
 //! `forge start`, `stop`, `restart`, `kill`
 
 use clap::Args;
-use forge::machine::{Forge, power};
+use forge::machine::{Forge, adopt, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result, State};
 use serde_json::json;
 
+use super::adopt::passwords;
 use super::create::conclude;
 use super::persona::{self, Persona};
 use super::rm::distinct;
@@ -89,8 +90,9 @@ async fn change(
     names: Vec<String>,
 ) -> Result<Outcome> {
     // Without a store there are no machines, and none is made.
-    session.reader()?;
-    let (forge, drawing) = session.worker(command)?;
+    let sudo = passwords(&session.reader()?, &names, None)?;
+    let (mut forge, drawing) = session.worker(command)?;
+    forge.sudo = sudo;
     let done = change_all(&forge, change, &distinct(names)).await;
     drawing.finish(forge).await;
     let mut done = done?;
@@ -164,6 +166,9 @@ pub async fn change_all(
                 Change::Start => power::start(&forge, &record).await,
                 Change::Stop => power::stop(&forge, &record).await,
                 Change::Kill => power::kill(&forge, &record).await,
+                Change::Restart if record.adopted.is_some() => {
+                    adopt::restart(&forge, &record).await.map(|()| true)
+                }
                 Change::Restart => match power::stop(&forge, &record).await {
                     Ok(_) => power::start(&forge, &record).await.map(|_| true),
                     Err(error) => Err(error),

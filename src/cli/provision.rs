@@ -7,6 +7,7 @@ use forge::tasks;
 use forge_driver::{Error, Result};
 use serde_json::json;
 
+use super::adopt::passwords;
 use super::create::conclude;
 use super::rm::distinct;
 use super::where_is::{or_default, records};
@@ -24,8 +25,9 @@ impl Provision {
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let names = distinct(or_default(self.names));
         // Without a store there are no machines, and none is made.
-        session.reader()?;
-        let (forge, drawing) = session.worker("provision")?;
+        let sudo = passwords(&session.reader()?, &names, None)?;
+        let (mut forge, drawing) = session.worker("provision")?;
+        forge.sudo = sudo;
         let done = all(&forge, &names).await;
         drawing.finish(forge).await;
         let done = done?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 
 use clap::Args;
 use forge::cluster::peers;
@@ -11,6 +12,7 @@ use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result};
 
+use super::adopt::passwords;
 use super::create::conclude;
 use super::persona::Persona;
 use super::power::summary;
@@ -61,7 +63,13 @@ impl Rm {
                 names.join(", ")
             ))?;
         }
-        let (forge, drawing) = session.worker("rm")?;
+        let sudo = match passwords(&session.reader()?, &names, None) {
+            // What cannot be undone on a host is told then.
+            Err(_) if self.force => Arc::default(),
+            sudo => sudo?,
+        };
+        let (mut forge, drawing) = session.worker("rm")?;
+        forge.sudo = sudo;
         let clusters = clusters_of(&forge, &names);
         let done = remove_all(&forge, &names, self.force).await;
         for cluster in clusters.into_iter().filter(|_| done.is_ok()) {

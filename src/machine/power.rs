@@ -19,6 +19,10 @@ const POLL: Duration = Duration::from_millis(250);
 pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
     whole(record)?;
     let driver = forge.driver(record)?;
+    if record.ssh.user.is_empty() {
+        // Nobody logs in there to see whether it is up.
+        driver.set_power(record.claim, Power::On).await?;
+    }
     let was = state(&*driver, record).await?;
     let (record, connection) = reach::reach(forge, &*driver, record).await?;
     if record.renewing.is_some() || !relocate::named(&record) {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::access::Connection;
 use super::renew::{self, Papers};
-use super::{Forge, Record, Stage, tls};
+use super::{Forge, Record, Stage, adopt, tls};
 use crate::ca;
 use crate::context;
 use crate::engine::settings::Settings;
@@ -73,7 +73,13 @@ pub async fn apply(
     forge.events.span("provision", start.elapsed()).await;
     let version = match prove(forge, &record, &papers.client.trust()?).await {
         Ok(version) => version,
-        Err(error) => return Err(super::engine::explained(forge, &*open.guest, error).await),
+        Err(error) => {
+            let error = match &record.adopted {
+                Some(_) => adopt::explained(forge, &record, &*open.guest, error).await,
+                None => error,
+            };
+            return Err(super::engine::explained(forge, &*open.guest, error).await);
+        }
     };
     let mut record = renew::settle(forge, record, &papers)?;
     if papers.fresh {
@@ -203,10 +209,16 @@ fn job(
     let user = ours.then_some(record.ssh.user.as_str());
     let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
     let secrets = super::engine::secrets(&papers.server_key);
-    let mut books = vec![(&docker, &docker_vars)];
+    let keep = playbook::load(&forge.assets, "adopt/keep")?;
     // Kernel and firewall of a host that forge did not make are its owner's.
-    if ours {
-        books.splice(..0, [(&kernel, &nothing), (&firewall, &firewall_vars)]);
-    }
+    let books = if ours {
+        vec![
+            (&kernel, &nothing),
+            (&firewall, &firewall_vars),
+            (&docker, &docker_vars),
+        ]
+    } else {
+        vec![(&keep, &nothing), (&docker, &docker_vars)]
+    };
     playbook::compile(&books, &secrets, false)
 }

@@ -8,6 +8,8 @@
 
 mod key;
 mod meet;
+mod plan;
+mod restart;
 mod settle;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ use async_trait::async_trait;
 use forge_driver::{Driver, Endpoints, Error, Instance, Kind, Result};
 
 pub use meet::{Ask, Met, Route, meet};
+pub use plan::{Facts, Plan, look};
+pub use restart::restart;
 pub use settle::{ROOT, Said};
 
 use super::access::{self, Access, Connection, Door};
@@ -27,6 +31,7 @@ use super::create::{Up, Wish};
 use super::{Forge, Jump, Record, SshAccess, Stage, provision};
 use crate::http::Stream;
 use crate::interrupt;
+use crate::playbook::{self, Secrets};
 use crate::remote::login::{self, Entered, Identities, Unlock};
 use crate::remote::ssh::{Phase, SshGuest, failed_phase, tcp};
 use crate::remote::{Expect, Guest, WithPassword};
@@ -125,7 +130,13 @@ pub(super) async fn climb(
     let connection = match open {
         Some(open) => open,
         None => {
-            record = super::reach::located(forge, driver, record, deadline(forge)).await?;
+            if record
+                .adopted
+                .as_ref()
+                .is_some_and(|host| host.jump.is_none())
+            {
+                record = super::reach::located(forge, driver, record, deadline(forge)).await?;
+            }
             access::open(&*forge.access(&record)?, &record, forge.patience).await?
         }
     };
@@ -222,7 +233,35 @@ pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
             )));
         }
     };
+    let port = record.endpoints()?.engine.port();
+    let (found, facts) = look(forge, &*open.guest, port).await?;
+    let book = playbook::load(&forge.assets, "adopt/leave")?;
+    let vars = plan::way_back(&found, &facts)?;
+    let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
+    playbook::run(&*open.guest, &job, forge.patience, &|_| {}).await?;
+    // The last thing: without it nobody could come back to do the rest.
     key::shut_out(&*open.guest, &key::line(forge, record)?, forge.patience).await
+}
+
+/// Why the engine of a host does not answer: a firewall there is its owner's, and the command that opens it is theirs.
+pub(super) async fn explained(
+    forge: &Forge,
+    record: &Record,
+    guest: &dyn Guest,
+    error: Error,
+) -> Error {
+    let Ok(endpoints) = record.endpoints() else {
+        return error;
+    };
+    let port = endpoints.engine.port();
+    match look(forge, guest, port).await {
+        Ok((_, facts)) => match facts.firewall(port) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        },
+        // The first error is the one to report.
+        Err(_) => error,
+    }
 }
 
 /// A host that is left is waited for so long.
@@ -316,7 +355,7 @@ impl Access for WithSudo {
 pub async fn asks_for_password(guest: &dyn Guest, deadline: Duration) -> Result<bool> {
     let line = "if [ -w / ]; then echo root; elif sudo -n true 2>/dev/null; then echo free; \
                 elif command -v sudo >/dev/null 2>&1; then echo asks; else echo none; fi";
-    let line = format!("sh -c {}", crate::playbook::quote(line));
+    let line = format!("sh -c {}", playbook::quote(line));
     let output = guest.exec(&line, b"", deadline).await?;
     Ok(output.text().lines().any(|line| line == "asks"))
 }
