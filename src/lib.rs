@@ -25,3 +25,4 @@ pub mod remote;
 pub mod secret;
 pub mod store;
 pub mod tasks;
+pub mod transfer;

@@ -204,7 +204,7 @@ fn listed(store: &Store, filters: &Filters) -> Result<Vec<(String, Result<Record
         let record = record.as_ref().ok();
         filters.take_name(name)
             && filters.take_facts(&Facts {
-                driver: record.map_or("", |record| record.driver.as_str()),
+                driver: record.map_or("", Record::made_by),
                 labels: labels(record),
                 swarm: record
                     .and_then(|record| record.member.as_ref())
@@ -263,8 +263,7 @@ impl Row {
     }
 
     fn driver(&self) -> &str {
-        self.record()
-            .map_or("not found", |record| record.driver.as_str())
+        self.record().map_or("not found", Record::made_by)
     }
 
     fn url(&self) -> String {
@@ -368,7 +367,7 @@ impl Row {
         let record = self.record();
         json!({
             "name": self.name,
-            "driver": record.map(|record| &record.driver),
+            "driver": record.map(Record::made_by),
             "state": self.state(),
             "stage": record.map(|record| record.stage),
             "url": self.url(),

@@ -13,6 +13,7 @@ mod doctor;
 mod env;
 mod format;
 mod image;
+mod import;
 mod inspect;
 mod logs;
 mod ls;
@@ -139,6 +140,7 @@ enum Commands {
     RegenerateCerts(regenerate::RegenerateCerts),
     Logs(logs::Logs),
     Rm(rm::Rm),
+    Import(import::Import),
     /// Form and keep clusters
     #[command(subcommand)]
     Cluster(cluster::Cluster),
@@ -513,6 +515,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::RegenerateCerts(command) => command.run(&session).await,
         Commands::Logs(command) => command.run(&session).await,
         Commands::Rm(command) => command.run(&session).await,
+        Commands::Import(command) => command.run(&session).await,
         Commands::Cluster(command) => command.run(&session, leaf(matches)).await,
         Commands::Image(command) => command.run(&session).await,
         Commands::Doctor(command) => command.run(&session).await,

@@ -240,7 +240,7 @@ impl Line {
         match matches.subcommand() {
             Some((command, inner)) => Self {
                 command: command.to_owned(),
-                names: (!["cluster", "image", "doctor"].contains(&command)).then(|| {
+                names: (!["cluster", "image", "import", "doctor"].contains(&command)).then(|| {
                     let names = ["names", "name"].map(|id| given(inner, id));
                     names.concat()
                 }),

@@ -177,12 +177,32 @@ pub fn somebody(record: &Record) -> Result<()> {
     .hint("the driver `generic` adopts a host that answers SSH"))
 }
 
+/// Refuses a machine of which no host key is trusted: docker-machine trusted any.
+///
+/// # Errors
+/// [`Kind::Refused`] with the command by which somebody vouches for one.
+pub fn vouched(record: &Record) -> Result<()> {
+    if record.imported.is_none() || !record.ssh.accepted().is_empty() {
+        return Ok(());
+    }
+    let name = &record.name;
+    Err(Error::new(
+        Kind::Refused,
+        format!("no host key of machine `{name}` is trusted yet"),
+    )
+    .because("it was imported from docker-machine, which looked at none")
+    .hint(format!(
+        "`forge import docker-machine PATH {name} --host-key {name}=SHA256:…` trusts one; at the machine `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` shows which"
+    )))
+}
+
 /// What SSH needs to know of a machine.
 ///
 /// # Errors
 /// When its address is not known yet or its key cannot be read.
 pub fn target(store: &Store, record: &Record) -> Result<Target> {
     somebody(record)?;
+    vouched(record)?;
     let path = store.machine_dir(&record.name).join(&record.ssh.key);
     let key = fs::read_to_string(&path).or_fail(Kind::Io, || {
         format!("failed to read the SSH key of `{}`", record.name)

@@ -20,7 +20,8 @@ use super::access::{self, Connection};
 use super::adopt::{self, Adopting};
 use super::seed::{self, FIRST_HOST_KEY};
 use super::{
-    Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, provision, reach, record,
+    Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, imported, provision, reach,
+    record,
 };
 use crate::engine_options::EngineOptions;
 use crate::interrupt;
@@ -134,6 +135,7 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         published,
         member: wish.member.clone(),
         adopted: wish.adopting.as_ref().and_then(|host| host.adopted.clone()),
+        imported: None,
     };
     adopt::only_once(forge, wish)?;
     record.save(&forge.store)?;
@@ -346,6 +348,7 @@ pub async fn bring_up(
     peers: &[IpAddr],
 ) -> Result<Up> {
     let name = record.name.clone();
+    imported::refuse_work_on(&record)?;
     climb(forge, record, open, peers)
         .await
         .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))

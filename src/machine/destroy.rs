@@ -17,10 +17,7 @@ use crate::store;
 pub async fn destroy(forge: &Forge, mut record: Record) -> Result<()> {
     begin(forge, &mut record).await?;
     at_the_provider(forge, &record).await?;
-    leave_docker(forge, &record.name).await;
-    forget(forge, &record.name)?;
-    forge.events.finished("removed", true).await;
-    Ok(())
+    here(forge, &record).await
 }
 
 /// Removes a machine also where its provider cannot: what stays there is told, with the claim that it carries, since
@@ -40,10 +37,7 @@ pub async fn destroy_regardless(forge: &Forge, mut record: Record) -> Result<()>
         )
         .await?;
     }
-    leave_docker(forge, &record.name).await;
-    forget(forge, &record.name)?;
-    forge.events.finished("removed", true).await;
-    Ok(())
+    here(forge, &record).await
 }
 
 /// Saves the intent.
@@ -53,6 +47,17 @@ async fn begin(forge: &Forge, record: &mut Record) -> Result<()> {
         record.leaving = true;
         record.save(&forge.store)?;
     }
+    Ok(())
+}
+
+/// Removes what is remembered, and tells what was never forge's to remove.
+async fn here(forge: &Forge, record: &Record) -> Result<()> {
+    leave_docker(forge, &record.name).await;
+    forget(forge, &record.name)?;
+    if let Some(imported) = &record.imported {
+        forge.events.warning(imported.left(record)).await;
+    }
+    forge.events.finished("removed", true).await;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ pub mod engine;
 #[cfg(feature = "lab")]
 pub mod fake;
 mod first_contact;
+pub mod imported;
 pub mod live;
 pub mod power;
 pub mod provision;

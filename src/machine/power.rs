@@ -6,7 +6,7 @@ use forge_driver::{Driver, Error, Kind, Power, Result, State};
 use tokio::time::{Instant, sleep};
 
 use super::tls::ClientFiles;
-use super::{Forge, Record, Stage, provision, reach, relocate, state};
+use super::{Forge, Record, Stage, imported, provision, reach, relocate, state};
 use crate::cluster;
 
 /// The provider is asked this often while a machine goes down.
@@ -24,6 +24,12 @@ pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
         driver.set_power(record.claim, Power::On).await?;
     }
     let was = state(&*driver, record).await?;
+    if record.imported.is_some() {
+        imported::start(forge, &*driver, record).await?;
+        let changed = was != State::Running;
+        forge.events.finished("running", changed).await;
+        return Ok(changed);
+    }
     let (record, connection) = reach::reach(forge, &*driver, record).await?;
     if record.renewing.is_some() || !relocate::named(&record) {
         // Which of its certificates the machine has is not known, or it has another address now.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::companions;
+use super::imported::Imported;
 use crate::engine_options::EngineOptions;
 use crate::place::{Role, Zone};
 use crate::store::addresses::{Placement, Taken};
@@ -91,6 +92,9 @@ pub struct Record {
     /// What is known of a host that forge did not make.
     #[serde(default)]
     pub adopted: Option<Adopted>,
+    /// Where it came from, when forge did not make it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
 }
 
 /// The file name of the SSH key that forge makes for a machine.
@@ -260,6 +264,13 @@ impl Record {
             .try_for_each(|path| store::remove_file(path))
     }
 
+    /// The driver, as it is shown: of a machine that was imported the one that made it.
+    pub fn made_by(&self) -> &str {
+        self.imported
+            .as_ref()
+            .map_or(&self.driver, |imported| &imported.driver)
+    }
+
     /// Its address between machines: decided before the provider was asked, or told by it.
     pub fn address(&self) -> Option<Ipv4Addr> {
         let told = || match self.instance.as_ref()?.endpoints.cluster {
@@ -295,7 +306,10 @@ impl Record {
                     self.name, self.stage
                 ),
             )
-            .hint(format!("`forge create {}` goes on with it", self.name))),
+            .hint(match &self.imported {
+                Some(_) => format!("`forge start {}` finds out", self.name),
+                None => format!("`forge create {}` goes on with it", self.name),
+            })),
         }
     }
 

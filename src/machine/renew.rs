@@ -16,7 +16,7 @@ use forge_driver::{Error, Kind, Result};
 
 use super::access::Connection;
 use super::tls::{CA, CLIENT, CLIENT_KEY, ClientFiles, SERVER, SERVER_KEY, read};
-use super::{Forge, Record, Tls, create, provision, tls};
+use super::{Forge, Record, Tls, create, imported, provision, tls};
 use crate::ca::{self, Authority};
 use crate::cluster;
 use crate::secret::Secret;
@@ -85,6 +85,7 @@ pub fn papers(forge: &Forge, record: Record, authority: &Authority) -> Result<(R
 /// # Errors
 /// As [`papers`].
 fn begin(forge: &Forge, record: Record, authority: &Authority) -> Result<Record> {
+    imported::refuse_work_on(&record)?;
     if record.renewing.is_some() {
         return papers(forge, record, authority).map(|(record, _)| record);
     }

@@ -121,19 +121,20 @@ pub async fn survey(
     let mut waiting = vec![Waiting::Provider; records.len()];
     let mut moved = Vec::new();
     let mut asked = JoinSet::new();
-    for ((driver, _), machines) in by_host(records) {
-        let claims: Vec<Claim> = machines.iter().map(|at| records[*at].claim).collect();
-        let config = machines.first().map(|at| records[*at].config.clone());
-        let forge = forge.clone();
-        asked.spawn(async move {
-            let answer = observe(&forge, &driver, &config.unwrap_or_default(), &claims).await;
-            Word::Provider(machines, answer)
-        });
-    }
     let line = Arc::new(Line {
         room: Semaphore::new(room(records.len())),
         trusts: Mutex::default(),
     });
+    for ((driver, _), machines) in by_host(records) {
+        let claims: Vec<Claim> = machines.iter().map(|at| records[*at].claim).collect();
+        let config = machines.first().map(|at| records[*at].config.clone());
+        let (forge, line) = (forge.clone(), line.clone());
+        asked.spawn(async move {
+            let _turn = line.room.acquire().await;
+            let answer = observe(&forge, &driver, &config.unwrap_or_default(), &claims).await;
+            Word::Provider(machines, answer)
+        });
+    }
     loop {
         let word = match timeout_at(start + patience, asked.join_next()).await {
             Ok(Some(Ok(word))) => word,
@@ -287,7 +288,7 @@ impl Told {
     }
 }
 
-/// What the questions to engines share.
+/// What the questions share.
 struct Line {
     room: Semaphore,
     /// By the digest of what they were made of: most machines of a store trust the same CA.

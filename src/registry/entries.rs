@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Entry, Site, home};
 use crate::machine::access::{Access, Network as NetworkAccess};
+use crate::machine::imported;
 use crate::store::Store;
 
 /// All drivers; the first is the default.
@@ -193,6 +194,40 @@ pub fn all() -> &'static [Entry] {
                 Ok(Arc::new(forge_none::NoneDriver::open(config)))
             },
             ready: || Err("`none` has to be named".to_owned()),
+            findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
+        },
+        // Last of those that users meet: no command makes machines with it.
+        Entry {
+            id: imported::ID,
+            about: "machines that docker-machine made, taken over by `forge import docker-machine`",
+            augment: |command| command,
+            as_docker_machine: |command| command,
+            resolve: |_| Ok((Value::Null, BTreeMap::new())),
+            default: || Ok(Value::Null),
+            network: |_| Ok(None),
+            sites: |config| {
+                if config.is_null() {
+                    return Ok(Vec::new());
+                }
+                let known: imported::Config = understood(imported::ID, config)?;
+                Ok(vec![Site {
+                    at: known.host(),
+                    config: config.clone(),
+                    network: None,
+                    asked: false,
+                }])
+            },
+            access: over_network,
+            adopts: false,
+            open: |config, home| {
+                let config = if config.is_null() {
+                    imported::Config::default()
+                } else {
+                    understood(imported::ID, config)?
+                };
+                Ok(Arc::new(imported::Elsewhere::open(config, &home)))
+            },
+            ready: || Err("machines come to it by an import".to_owned()),
             findings: |_, _| Box::pin(async { Ok(Vec::new()) }),
         },
         #[cfg(feature = "lab")]

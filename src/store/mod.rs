@@ -174,9 +174,14 @@ impl Store {
                 names.push(name);
             }
         }
-        names.sort_by_cached_key(|name| natural(name));
+        sort_names(&mut names);
         Ok(names)
     }
+}
+
+/// Sorts names as people count, small and large letters alike.
+pub fn sort_names(names: &mut [String]) {
+    names.sort_by_cached_key(|name| natural(name));
 }
 
 /// Refuses a folder in which docker-machine keeps machines.

@@ -8,8 +8,11 @@
 //! an address of its own and the host reaches machines through forwarded ports, or on a host-only network, where
 //! the host reaches them directly.
 //!
+//! Machines that another program made can be handed over (`Adopted`): they keep all that they have.
+//!
 //! It knows no records, no SSH, no playbooks and no terminal.
 
+mod adopted;
 mod disk;
 mod doctor;
 mod driver;
@@ -24,6 +27,7 @@ mod options;
 mod server;
 mod vm;
 
+pub use adopted::{Adopted, Seen};
 pub use doctor::{findings, ready};
 pub use driver::VirtualBoxDriver;
 pub use former::Former;

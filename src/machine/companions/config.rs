@@ -144,7 +144,7 @@ impl Config {
                 swarm_discovery: "",
                 own: own(record),
             },
-            driver_name: record.driver.clone(),
+            driver_name: record.made_by().to_owned(),
             host_options: HostOptions {
                 driver: "",
                 memory: 0,

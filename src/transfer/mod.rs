@@ -1,0 +1,3 @@
+//! Machines that come from elsewhere.
+
+pub mod docker_machine;

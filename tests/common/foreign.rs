@@ -1,0 +1,300 @@
+//! Stores as docker-machine left them behind, and what their machines are: an engine that answers over TLS, a real
+//! OpenSSH server.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+
+/// A store of docker-machine's, with an authority of its own.
+pub struct Foreign {
+    /// Where it lies.
+    pub root: PathBuf,
+    ca: (String, String),
+    client: (String, String),
+}
+
+impl Foreign {
+    /// One without machines.
+    pub fn at(root: &Path) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).expect("a CA").pem();
+        let store = Self {
+            root: root.to_owned(),
+            client: issue(
+                &ca,
+                &key.serialize_pem(),
+                &[],
+                ExtendedKeyUsagePurpose::ClientAuth,
+                0,
+            ),
+            ca: (ca, key.serialize_pem()),
+        };
+        for (name, text) in [
+            ("ca.pem", &store.ca.0),
+            ("ca-key.pem", &store.ca.1),
+            ("cert.pem", &store.client.0),
+            ("key.pem", &store.client.1),
+        ] {
+            store.put(&format!("certs/{name}"), text);
+        }
+        store
+    }
+
+    /// Writes a file of it.
+    pub fn put(&self, path: &str, text: &str) {
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("mkdir");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
+
+    /// A machine in the shape of docker-machine 0.16, with a certificate for `names` that began some days ago, or that
+    /// ended when `age` is more than it lives.
+    pub fn machine(
+        &self,
+        name: &str,
+        driver: &str,
+        fields: &Value,
+        names: &[&str],
+        age: i64,
+    ) -> Issued {
+        let folder = self.root.join("machines").join(name);
+        let at = |path: &str| self.root.join(path).display().to_string();
+        let mut whole = json!({
+            "IPAddress": "", "MachineName": name, "SSHUser": user(), "SSHPort": 22,
+            "SSHKeyPath": folder.join("id_rsa"), "StorePath": self.root, "SwarmMaster": false,
+            "SwarmHost": "tcp://0.0.0.0:3376", "SwarmDiscovery": "",
+        });
+        for (field, value) in fields.as_object().expect("fields") {
+            whole[field] = value.clone();
+        }
+        let config = json!({
+            "ConfigVersion": 3,
+            "Driver": whole,
+            "DriverName": driver,
+            "HostOptions": {
+                "Driver": "", "Memory": 0, "Disk": 0,
+                "EngineOptions": {
+                    "ArbitraryFlags": [], "Dns": null, "GraphDir": "", "Env": [], "Ipv6": false,
+                    "InsecureRegistry": [], "Labels": [format!("made={driver}")], "LogLevel": "", "StorageDriver": "",
+                    "SelinuxEnabled": false, "TlsVerify": true, "RegistryMirror": [],
+                    "InstallURL": "https://get.docker.com",
+                },
+                "SwarmOptions": {
+                    "IsSwarm": false, "Address": "", "Discovery": "", "Agent": false, "Master": false,
+                    "Host": "tcp://0.0.0.0:3376", "Image": "swarm:latest", "Strategy": "spread", "Heartbeat": 0,
+                    "Overcommit": 0, "ArbitraryFlags": [], "ArbitraryJoinFlags": [], "Env": null, "IsExperimental": false,
+                },
+                "AuthOptions": {
+                    "CertDir": at("certs"), "CaCertPath": at("certs/ca.pem"), "CaPrivateKeyPath": at("certs/ca-key.pem"),
+                    "CaCertRemotePath": "", "ServerCertPath": folder.join("server.pem"),
+                    "ServerKeyPath": folder.join("server-key.pem"), "ClientKeyPath": at("certs/key.pem"),
+                    "ServerCertRemotePath": "", "ServerKeyRemotePath": "", "ClientCertPath": at("certs/cert.pem"),
+                    "ServerCertSANs": [], "StorePath": folder,
+                },
+            },
+            "Name": name,
+        });
+        let server = issue(
+            &self.ca.0,
+            &self.ca.1,
+            names,
+            ExtendedKeyUsagePurpose::ServerAuth,
+            age,
+        );
+        let text = serde_json::to_string_pretty(&config).expect("JSON");
+        for (file, text) in [
+            ("config.json", &text),
+            ("ca.pem", &self.ca.0),
+            ("cert.pem", &self.client.0),
+            ("key.pem", &self.client.1),
+            ("server.pem", &server.0),
+            ("server-key.pem", &server.1),
+        ] {
+            self.put(&format!("machines/{name}/{file}"), text);
+        }
+        Issued {
+            ca: self.ca.0.clone(),
+            server,
+        }
+    }
+
+    /// The key of a machine, as docker-machine made it, and its public half.
+    pub fn key(&self, name: &str) -> String {
+        let path = self.root.join("machines").join(name).join("id_rsa");
+        make_key(&path, &["-t", "rsa", "-b", "2048", "-m", "PEM"]);
+        let text = fs::read_to_string(&path).expect("the key");
+        assert!(
+            text.starts_with("-----BEGIN RSA PRIVATE KEY-----"),
+            "{text}"
+        );
+        fs::read_to_string(path.with_extension("pub")).expect("its public half")
+    }
+}
+
+fn make_key(path: &Path, words: &[&str]) {
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-N", "", "-f"])
+        .arg(path)
+        .args(words)
+        .status()
+        .expect("ssh-keygen is installed (openssh-client)");
+    assert!(made.success());
+}
+
+/// The current user's name.
+pub fn user() -> String {
+    let name = Command::new("id").arg("-un").output().expect("id");
+    String::from_utf8(name.stdout)
+        .expect("a name")
+        .trim()
+        .to_owned()
+}
+
+/// What an engine is started with.
+pub struct Issued {
+    ca: String,
+    server: (String, String),
+}
+
+fn issue(
+    ca: &str,
+    ca_key: &str,
+    names: &[&str],
+    usage: ExtendedKeyUsagePurpose,
+    age: i64,
+) -> (String, String) {
+    let issuer = KeyPair::from_pem(ca_key).expect("the CA's key");
+    let issuer = Issuer::from_ca_cert_pem(ca, issuer).expect("the CA");
+    let key = KeyPair::generate().expect("a key");
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("names");
+    params.extended_key_usages = vec![usage];
+    let begun =
+        time::OffsetDateTime::from(std::time::SystemTime::now()) - time::Duration::days(age + 1);
+    params.not_before = begun;
+    // As long as docker-machine's lived (libmachine/cert/bootstrap.go).
+    params.not_after = begun + time::Duration::days(1080);
+    let certificate = params.signed_by(&key, &issuer).expect("signed");
+    (certificate.pem(), key.serialize_pem())
+}
+
+/// An engine that lets in who shows a certificate of its CA. It ends with the test.
+pub fn engine(at: SocketAddr, issued: &Issued) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(&issued.ca)).expect("a root");
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .expect("a verifier");
+    let key = PrivateKeyDer::from_pem_slice(issued.server.1.as_bytes()).expect("a key");
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate(&issued.server.0)], key)
+        .expect("a pair");
+    let (config, listener) = (Arc::new(config), TcpListener::bind(at).expect("a port"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let config = config.clone();
+            std::thread::spawn(move || answer(config, stream));
+        }
+    });
+}
+
+/// What fails shows at the other end.
+fn answer(config: Arc<ServerConfig>, stream: TcpStream) {
+    let Ok(connection) = ServerConnection::new(config) else {
+        return;
+    };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+    let mut tls = StreamOwned::new(connection, stream);
+    let mut request = [0; 1024];
+    let _ = tls.read(&mut request);
+    let body = "{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}";
+    let _ = write!(
+        tls,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    tls.conn.send_close_notify();
+    let _ = tls.flush();
+}
+
+/// An OpenSSH server that lets one key in.
+pub struct Sshd {
+    _folder: tempfile::TempDir,
+    child: Child,
+    /// The fingerprint of its host key.
+    pub fingerprint: String,
+}
+
+impl Sshd {
+    /// Starts it and waits until it listens.
+    pub fn start(at: SocketAddr, authorized: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let host = folder.path().join("host");
+        make_key(&host, &["-t", "ed25519"]);
+        let keys = folder.path().join("authorized_keys");
+        fs::write(&keys, authorized).expect("written");
+        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").expect("/run/sshd");
+        }
+        let config = folder.path().join("config");
+        let text = format!(
+            "HostKey {}\nAuthorizedKeysFile {}\nListenAddress {at}\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\n",
+            host.display(),
+            keys.display()
+        );
+        fs::write(&config, text).expect("written");
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sshd is installed (openssh-server)");
+        let print = Command::new("ssh-keygen")
+            .arg("-lf")
+            .arg(&host)
+            .output()
+            .expect("ssh-keygen");
+        let print = String::from_utf8(print.stdout).expect("text");
+        let server = Self {
+            _folder: folder,
+            child,
+            fingerprint: print.split(' ').nth(1).expect("a fingerprint").to_owned(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(at).is_err() {
+            assert!(Instant::now() < deadline, "sshd listens in time");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
