@@ -2,8 +2,6 @@
 //! into a record.
 
 mod common;
-#[path = "common/foreign.rs"]
-mod foreign;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::points::{ABORTED, aborted, each, points};
 use common::{Lab, files};
-use foreign::{Foreign, Sshd, engine};
+use forge_lab::old::{self, OldStore, Sshd, engine};
 use serde_json::json;
 
 const TOKEN: &str = "dop_v1_0123456789abcdef";
@@ -31,8 +29,8 @@ fn at(host: &str, port: u16) -> SocketAddr {
     SocketAddr::new(host.parse().expect("an address"), port)
 }
 
-fn store(lab: &Lab) -> Foreign {
-    Foreign::at(&lab.folder().join("old"))
+fn store(lab: &Lab) -> OldStore {
+    OldStore::at(&lab.folder().join("old"))
 }
 
 /// A `VBoxManage` that knows one machine, whose state is a file of this folder.
@@ -254,7 +252,7 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         ))
         .arg("-i")
         .arg(lab.home.join("machines/g1/id_rsa"))
-        .arg(format!("{}@{g}", foreign::user()))
+        .arg(format!("{}@{g}", old::user()))
         .arg("exit 42")
         .status()
         .expect("ssh");
@@ -347,7 +345,7 @@ fn a_dry_run_shows_what_would_be_imported_and_leaves_no_store() {
 #[test]
 fn the_usual_place_is_the_one_that_docker_machine_had() {
     let lab = Lab::bare();
-    let old = Foreign::at(&lab.folder().join(".docker/machine"));
+    let old = OldStore::at(&lab.folder().join(".docker/machine"));
     old.machine(
         "n1",
         "none",

@@ -47,7 +47,7 @@ pub(super) async fn settle(
 /// Waits until the machine shows its own key to a newcomer.
 async fn confirm(forge: &Forge, record: &Record, own: &str) -> Result<()> {
     let access = forge.access(record)?;
-    let deadline = Instant::now() + CONFIRM;
+    let deadline = Instant::now() + CONFIRM.min(forge.patience);
     forge
         .events
         .step(
@@ -57,7 +57,7 @@ async fn confirm(forge: &Forge, record: &Record, own: &str) -> Result<()> {
         )
         .await;
     loop {
-        let error = match access.presented_key(record, LOOK).await {
+        let error = match access.presented_key(record, LOOK.min(forge.patience)).await {
             Ok(shown) if shown == own => return Ok(()),
             Ok(_) => Error::new(Kind::Refused, "it still shows the key of the first contact"),
             Err(error) => error,

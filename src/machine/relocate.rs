@@ -92,6 +92,10 @@ pub async fn accepts(address: SocketAddr) -> bool {
 
 /// Whether the certificate carries the address that clients go by.
 pub fn named(record: &Record) -> bool {
+    if record.imported.is_some() {
+        // It is not forge's to make anew: the handshake tells what it is worth.
+        return true;
+    }
     let (Some(tls), Ok(endpoints)) = (&record.tls, record.endpoints()) else {
         // There is none to compare.
         return true;

@@ -128,7 +128,11 @@ pub async fn survey(
     for ((driver, _), machines) in by_host(records) {
         let claims: Vec<Claim> = machines.iter().map(|at| records[*at].claim).collect();
         let config = machines.first().map(|at| records[*at].config.clone());
-        let (forge, line) = (forge.clone(), line.clone());
+        let line = line.clone();
+        let forge = Forge {
+            patience: patience * WAITS,
+            ..forge.clone()
+        };
         asked.spawn(async move {
             let _turn = line.room.acquire().await;
             let answer = observe(&forge, &driver, &config.unwrap_or_default(), &claims).await;

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use clap::{ArgMatches, Command};
@@ -19,10 +19,12 @@ use forge_driver::{
 use futures_util::future::{BoxFuture, join_all};
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::event::Events;
 use crate::fault;
 use crate::machine::access::Access;
+use crate::machine::imported;
 use crate::machine::{Forge, Record};
 use crate::store::Store;
 
@@ -87,6 +89,8 @@ pub fn find(id: &str) -> Result<&'static Entry> {
     all().iter().find(|entry| entry.id == id).ok_or_else(|| {
         let known: Vec<String> = all()
             .iter()
+            // No machine is made with it.
+            .filter(|entry| entry.id != imported::ID)
             .map(|entry| format!("`{}`", entry.id))
             .collect();
         Error::new(Kind::Usage, format!("there is no driver `{id}`"))
@@ -168,6 +172,7 @@ pub fn open(forge: &Forge, id: &str, config: &Value) -> Result<Arc<dyn Driver>> 
     Ok(Arc::new(Observed {
         inner,
         events: forge.events.clone(),
+        patience: forge.patience,
     }))
 }
 
@@ -260,6 +265,7 @@ fn private(folder: &Path, me: u32) -> Result<()> {
 struct Observed {
     inner: Arc<dyn Driver>,
     events: Events,
+    patience: Duration,
 }
 
 impl Observed {
@@ -290,7 +296,17 @@ impl Driver for Observed {
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
         // Polled while waiting, and changes nothing: no point of interruption.
-        self.inner.observe(claims).await
+        let seen = timeout(self.patience, self.inner.observe(claims)).await;
+        seen.unwrap_or_else(|_| {
+            Err(Error::new(
+                Kind::Timeout,
+                format!(
+                    "driver `{}` had no answer within {} s",
+                    self.inner.id(),
+                    self.patience.as_secs()
+                ),
+            ))
+        })
     }
 
     async fn list(&self) -> Result<Vec<(Claim, String)>> {

@@ -3,6 +3,7 @@
 
 mod cache;
 mod listened;
+pub mod old;
 mod processes;
 mod run;
 mod steps;

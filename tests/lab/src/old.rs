@@ -1,4 +1,4 @@
-//! Stores as docker-machine left them behind, and what their machines are: an engine that answers over TLS, a real
+//! Stores as docker-machine left them behind, made here, and what their machines are: an engine that answers over TLS, a real
 //! OpenSSH server.
 
 use std::fs;
@@ -18,14 +18,14 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 /// A store of docker-machine's, with an authority of its own.
-pub struct Foreign {
+pub struct OldStore {
     /// Where it lies.
     pub root: PathBuf,
     ca: (String, String),
     client: (String, String),
 }
 
-impl Foreign {
+impl OldStore {
     /// One without machines.
     pub fn at(root: &Path) -> Self {
         let key = KeyPair::generate().expect("a key");
@@ -62,8 +62,17 @@ impl Foreign {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
     }
 
-    /// A machine in the shape of docker-machine 0.16, with a certificate for `names` that began some days ago, or that
-    /// ended when `age` is more than it lives.
+    /// A certificate for an engine that answers to `names`. It began `age` days ago, and ended when that is more than it
+    /// lives.
+    pub fn issue(&self, names: &[&str], age: i64) -> Issued {
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        Issued {
+            ca: self.ca.0.clone(),
+            server: issue(&self.ca.0, &self.ca.1, names, usage, age),
+        }
+    }
+
+    /// A machine whose engine has a certificate of its own, as by [`OldStore::issue`].
     pub fn machine(
         &self,
         name: &str,
@@ -72,6 +81,13 @@ impl Foreign {
         names: &[&str],
         age: i64,
     ) -> Issued {
+        let issued = self.issue(names, age);
+        self.machine_with(name, driver, fields, &issued);
+        issued
+    }
+
+    /// A machine in the shape of docker-machine 0.16, whose engine has this certificate.
+    pub fn machine_with(&self, name: &str, driver: &str, fields: &Value, issued: &Issued) {
         let folder = self.root.join("machines").join(name);
         let at = |path: &str| self.root.join(path).display().to_string();
         let mut whole = json!({
@@ -109,28 +125,39 @@ impl Foreign {
             },
             "Name": name,
         });
-        let server = issue(
-            &self.ca.0,
-            &self.ca.1,
-            names,
-            ExtendedKeyUsagePurpose::ServerAuth,
-            age,
-        );
         let text = serde_json::to_string_pretty(&config).expect("JSON");
         for (file, text) in [
             ("config.json", &text),
             ("ca.pem", &self.ca.0),
             ("cert.pem", &self.client.0),
             ("key.pem", &self.client.1),
-            ("server.pem", &server.0),
-            ("server-key.pem", &server.1),
+            ("server.pem", &issued.server.0),
+            ("server-key.pem", &issued.server.1),
         ] {
             self.put(&format!("machines/{name}/{file}"), text);
         }
-        Issued {
-            ca: self.ca.0.clone(),
-            server,
+    }
+
+    /// So many machines, `m0` and on, whose even ones answer: at 127.98.0.0/16, all by the one certificate that is
+    /// returned; the others are at 127.99.0.0/16. There are some of every kind: hosts with SSH, and mere addresses.
+    pub fn many(&self, machines: usize) -> Issued {
+        let host = |number: usize| {
+            let net = if number.is_multiple_of(2) { 98 } else { 99 };
+            format!("127.{net}.{}.{}", number / 200, number % 200 + 1)
+        };
+        let names: Vec<String> = (0..machines).step_by(2).map(host).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let issued = self.issue(&names, 10);
+        for number in 0..machines {
+            let at = host(number);
+            let (driver, fields) = if number.is_multiple_of(3) {
+                ("none", json!({"URL": format!("tcp://{at}:2376")}))
+            } else {
+                ("generic", json!({"IPAddress": at}))
+            };
+            self.machine_with(&format!("m{number}"), driver, &fields, &issued);
         }
+        issued
     }
 
     /// The key of a machine, as docker-machine made it, and its public half.
