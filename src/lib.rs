@@ -9,6 +9,7 @@
 pub mod ca;
 pub mod cluster;
 pub mod context;
+pub mod credentials;
 pub mod doctor;
 pub mod engine;
 pub mod engine_options;
@@ -22,6 +23,7 @@ pub mod place;
 pub mod playbook;
 pub mod registry;
 pub mod remote;
+pub mod seal;
 pub mod secret;
 pub mod store;
 pub mod tasks;

@@ -9,6 +9,7 @@ mod cluster;
 mod completions;
 mod config;
 mod create;
+mod credentials;
 mod doctor;
 mod env;
 mod format;
@@ -19,6 +20,7 @@ mod logs;
 mod ls;
 mod man;
 mod mount;
+mod passphrase;
 mod persona;
 mod power;
 mod provision;
@@ -38,6 +40,7 @@ mod version;
 mod wait;
 mod where_is;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -46,11 +49,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use forge::credentials::{Credentials, Passphrases};
 use forge::event::Events;
 use forge::interrupt;
 use forge::machine::{Forge, companions};
 use forge::registry::{self, Pick};
+use forge::secret::Secret;
 use forge::store::Store;
 use forge_driver::assets::Assets;
 use forge_driver::{Error, Fact, Kind, Result};
@@ -147,6 +153,9 @@ enum Commands {
     /// Build and keep base images
     #[command(subcommand)]
     Image(image::Image),
+    /// Keep tokens of providers and passwords of hosts
+    #[command(subcommand)]
+    Credentials(credentials::Credentials),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Man(man::Man),
@@ -282,6 +291,8 @@ pub struct Session {
     style: Style,
     persona: Persona,
     picked: Option<Pick>,
+    /// Tokens that flags of this command gave, by driver.
+    given: BTreeMap<&'static str, Secret>,
 }
 
 /// A store of the moment; nothing of it stays.
@@ -374,8 +385,15 @@ impl Session {
         })
     }
 
+    /// The secrets of a store; `passphrases` knows that of the sealed file.
+    pub fn credentials(&self, store: &Store, passphrases: Arc<dyn Passphrases>) -> Credentials {
+        Credentials::new(store, passphrases, self.patience(), self.given.clone())
+    }
+
     fn forge(&self, store: Store, events: Events) -> Forge {
+        let passphrases = Arc::new(passphrase::Typed::new(None));
         Forge {
+            credentials: self.credentials(&store, passphrases),
             store,
             assets: self.assets(),
             events,
@@ -487,6 +505,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         style,
         persona,
         picked,
+        given: tokens(leaf(matches)),
     };
     if let Err(error) = authority::settle(&session, matches).await {
         return report::failed(&error, None);
@@ -518,6 +537,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Import(command) => command.run(&session).await,
         Commands::Cluster(command) => command.run(&session, leaf(matches)).await,
         Commands::Image(command) => command.run(&session).await,
+        Commands::Credentials(command) => command.run(&session).await,
         Commands::Doctor(command) => command.run(&session).await,
         Commands::Completions(command) => command.run(&session),
         Commands::Man(command) => command.run(&session),
@@ -545,6 +565,25 @@ fn unnamed(error: Error, matches: &ArgMatches) -> Error {
         }
         _ => error,
     }
+}
+
+/// The tokens that flags gave, by driver: those that everybody on this host can see while the command runs.
+fn tokens(matches: &ArgMatches) -> BTreeMap<&'static str, Secret> {
+    let mut given = BTreeMap::new();
+    for entry in registry::all() {
+        let Some(option) = entry.token else { continue };
+        let Ok(Some(secret)) = matches.try_get_one::<Secret>(option.flag) else {
+            continue;
+        };
+        if matches.value_source(option.flag) == Some(ValueSource::CommandLine) {
+            report::note(&format!(
+                "warning: everybody on this host sees the token in the process list while this runs; {} or `forge credentials set {}` does not show it",
+                option.variable, entry.id
+            ));
+            given.insert(entry.id, secret.clone());
+        }
+    }
+    given
 }
 
 /// The matches of the innermost subcommand: what a driver's options are read from.

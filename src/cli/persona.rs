@@ -226,6 +226,9 @@ pub fn refusal(error: &clap::Error, program: Option<&OsString>, command: &str) -
     Some(format!("Incorrect Usage.\n\n{}", error.render()))
 }
 
+/// Commands whose names are no machines'.
+const OF_OTHER_THINGS: [&str; 5] = ["cluster", "image", "import", "credentials", "doctor"];
+
 /// A command line, as far as what is said of errors depends on it.
 #[derive(Debug)]
 pub struct Line {
@@ -240,7 +243,7 @@ impl Line {
         match matches.subcommand() {
             Some((command, inner)) => Self {
                 command: command.to_owned(),
-                names: (!["cluster", "image", "import", "doctor"].contains(&command)).then(|| {
+                names: (!OF_OTHER_THINGS.contains(&command)).then(|| {
                     let names = ["names", "name"].map(|id| given(inner, id));
                     names.concat()
                 }),

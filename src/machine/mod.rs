@@ -29,6 +29,7 @@ use std::time::Duration;
 use forge_driver::assets::Assets;
 use forge_driver::{Driver, Instance, Result, State};
 
+use crate::credentials::Credentials;
 use crate::event::Events;
 use crate::image::Images;
 use crate::registry;
@@ -50,6 +51,8 @@ pub struct Forge {
     pub patience: Duration,
     /// What `sudo` asks for, by machine.
     pub sudo: Arc<BTreeMap<String, Secret>>,
+    /// The secrets of providers and hosts.
+    pub credentials: Credentials,
 }
 
 impl Forge {

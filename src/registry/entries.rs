@@ -9,8 +9,12 @@ use forge_driver::{Error, Kind, Result};
 use serde_json::Value;
 
 use super::{Entry, Site, home};
+#[cfg(feature = "lab")]
+use crate::credentials::TokenOption;
 use crate::machine::access::{Access, Network as NetworkAccess};
 use crate::machine::imported;
+#[cfg(feature = "lab")]
+use crate::secret::Secret;
 use crate::store::Store;
 
 /// All drivers; the first is the default.
@@ -27,6 +31,7 @@ pub fn all() -> &'static [Entry] {
                 let (config, origins) = forge_qemu::Config::resolve(&options, Some(matches))?;
                 Ok((recorded(&config)?, texts(origins)))
             },
+            token: None,
             default: || recorded(&forge_qemu::Config::default()),
             network: |config| {
                 Ok(Some(
@@ -66,6 +71,7 @@ pub fn all() -> &'static [Entry] {
                 let (config, origins) = forge_libvirt::Config::resolve(&options, Some(matches))?;
                 Ok((recorded(&config)?, texts(origins)))
             },
+            token: None,
             default: || recorded(&forge_libvirt::Config::default()),
             network: |config| Ok(understood::<forge_libvirt::Config>("libvirt", config)?.range()),
             sites: |config| {
@@ -105,6 +111,7 @@ pub fn all() -> &'static [Entry] {
                 let (config, origins) = forge_virtualbox::Config::resolve(&options, Some(matches))?;
                 Ok((recorded(&config)?, texts(origins)))
             },
+            token: None,
             default: || recorded(&forge_virtualbox::Config::default()),
             network: |config| {
                 Ok(Some(
@@ -203,6 +210,7 @@ pub fn all() -> &'static [Entry] {
             augment: |command| command,
             as_docker_machine: |command| command,
             resolve: |_| Ok((Value::Null, BTreeMap::new())),
+            token: None,
             default: || Ok(Value::Null),
             network: |_| Ok(None),
             sites: |config| {
@@ -234,9 +242,17 @@ pub fn all() -> &'static [Entry] {
         Entry {
             id: "fake",
             about: "folders that stand for machines, for tests of forge itself",
-            augment: |command| command,
+            augment: |command| forge_driver::fake::Options::augment_args(command),
             as_docker_machine: |command| command,
             resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
+            token: Some(TokenOption {
+                flag: "fake_token",
+                variable: "FAKE_TOKEN",
+                file: || {
+                    let found = forge_driver::fake::token_file()?;
+                    Ok(found.map(|(token, path)| (Secret::new(token), path)))
+                },
+            }),
             default: || Ok(serde_json::json!({})),
             network: |_| Ok(None),
             // A test writes the host of a machine into its record.

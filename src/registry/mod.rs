@@ -14,13 +14,14 @@ use async_trait::async_trait;
 use clap::{ArgMatches, Command};
 use forge_driver::{
     Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
-    Power, Result, Spec, Wants,
+    Power, Result, Spec, Token, Wants,
 };
 use futures_util::future::{BoxFuture, join_all};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::credentials::{DriverToken, TokenOption};
 use crate::event::Events;
 use crate::fault;
 use crate::machine::access::Access;
@@ -62,6 +63,8 @@ pub struct Entry {
     pub as_docker_machine: fn(Command) -> Command,
     /// Resolves the options of a parsed command.
     pub resolve: fn(&ArgMatches) -> Result<Resolved>,
+    /// Where its token is looked for, where it needs one.
+    pub token: Option<TokenOption>,
     /// The configuration when nothing was said.
     pub default: fn() -> Result<Value>,
     /// The range between machines of this configuration.
@@ -200,6 +203,11 @@ fn known(id: &str) -> Result<&'static Entry> {
 /// When a folder cannot be made, or somebody else's lies in its place.
 pub fn home(forge: &Forge, id: &str) -> Result<DriverHome> {
     let store = &forge.store;
+    let entry = known(id)?;
+    let token = entry.token.map_or_else(Token::default, |option| {
+        let credentials = forge.credentials.clone();
+        Token::of(Arc::new(DriverToken::new(credentials, entry.id, option)))
+    });
     let dir = store.driver_dir(id);
     forge_driver::atomic::private_folder(&dir)?;
     Ok(DriverHome {
@@ -208,6 +216,7 @@ pub fn home(forge: &Forge, id: &str) -> Result<DriverHome> {
         owner: store.id(),
         runtime: runtime(store)?,
         assets: forge.assets.clone(),
+        token,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Advisory locks: `flock` on files that are never unlinked.
 //!
 //! They are always taken in this order: cluster, machines (sorted by name), addresses and ports,
-//! image, CA; so two commands never wait for each other. Readers need none.
+//! image, CA, secrets; so two commands never wait for each other. Readers need none.
 //!
 //! A lock file is open without `O_CLOEXEC` on purpose. A short-lived child (qemu-img, mmdebstrap …)
 //! that survives a killed forge still works on what the lock guards; holding its descriptor, it makes
@@ -35,6 +35,8 @@ pub enum Guarded {
     Image,
     /// The certificate authority and the client pair.
     Ca,
+    /// The sealed file of secrets.
+    Credentials,
 }
 
 impl Guarded {
@@ -45,6 +47,7 @@ impl Guarded {
             Self::Addresses => "addresses.lock".to_owned(),
             Self::Image => "image.lock".to_owned(),
             Self::Ca => "ca.lock".to_owned(),
+            Self::Credentials => "credentials.lock".to_owned(),
         }
     }
 
@@ -55,6 +58,7 @@ impl Guarded {
             Self::Addresses => "the addresses".to_owned(),
             Self::Image => "the base images".to_owned(),
             Self::Ca => "the certificate authority".to_owned(),
+            Self::Credentials => "the sealed secrets".to_owned(),
         }
     }
 }

@@ -92,6 +92,8 @@ impl Lab {
             .env("FORGE_HOME", &self.home)
             .env("FORGE_DRIVER", "fake")
             .env("FORGE_TIMEOUT", "30")
+            // The keyring of whoever runs the tests is theirs.
+            .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
             .env(VARIABLE, self.provider.root())
             .env(
                 "FORGE_TEMPLATES_DIR",

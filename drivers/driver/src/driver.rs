@@ -1,7 +1,9 @@
 //! The trait that every provider implements.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -9,8 +11,9 @@ use uuid::Uuid;
 
 use crate::assets::Assets;
 use crate::claim::Claim;
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::instance::{Instance, Observation, Power};
+use crate::secret::Secret;
 use crate::spec::{Forward, Network, Spec};
 
 /// A provider of machines: a handful of verbs, each safe to repeat.
@@ -149,4 +152,42 @@ pub struct DriverHome {
     pub runtime: PathBuf,
     /// Templates, as the user may have replaced them.
     pub assets: Assets,
+    /// The token that the provider asks for, where it asks for one.
+    pub token: Token,
+}
+
+/// Whoever finds the token of a driver.
+#[async_trait]
+pub trait Tokens: fmt::Debug + Send + Sync {
+    /// The token.
+    ///
+    /// # Errors
+    /// When there is none, or the place that has it cannot be opened.
+    async fn token(&self) -> Result<Secret>;
+}
+
+/// The token that a provider asks for. It is looked for when a call needs it and no sooner, so that what works without
+/// the provider also works without its token. A driver keeps it nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct Token(Option<Arc<dyn Tokens>>);
+
+impl Token {
+    /// Found by `tokens`.
+    pub fn of(tokens: Arc<dyn Tokens>) -> Self {
+        Self(Some(tokens))
+    }
+
+    /// The token itself.
+    ///
+    /// # Errors
+    /// What [`Tokens::token`] reports.
+    pub async fn get(&self) -> Result<Secret> {
+        match &self.0 {
+            Some(tokens) => tokens.token().await,
+            None => Err(Error::new(
+                Kind::Unavailable,
+                "this driver was given no token",
+            )),
+        }
+    }
 }

@@ -8,11 +8,13 @@
 //! vms/CLAIM/           vm.json, seed, console.log, root/ (the guest's files)
 //! networks/ID          what `ensure_shared` brought up
 //! KNOB                 an empty file: see [`Knob`]
+//! token                the token that it asks for; without the file it asks for none
 //! ```
 //!
 //! `FORGE_FAKE_PROVIDER` names the folder; without it, it lies in the store.
 
 mod listen;
+mod token;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -28,10 +30,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Artefact, Claim, Context, Driver, DriverHome, Endpoints, Error, Forward, Instance, Kind, Mac,
-    Network, Nic, Observation, Power, Result, Spec, State, Wants, atomic,
+    Network, Nic, Observation, Power, Result, Spec, State, Token, Wants, atomic,
 };
 
 use listen::{bind, listen_exactly};
+
+pub use token::{Options, token_file};
 
 /// The variable that names the provider's folder.
 pub const VARIABLE: &str = "FORGE_FAKE_PROVIDER";
@@ -442,6 +446,7 @@ fn first_boot(folder: &Path) -> Result<()> {
 pub struct FakeDriver {
     provider: Provider,
     listen: bool,
+    token: Token,
 }
 
 impl FakeDriver {
@@ -455,6 +460,7 @@ impl FakeDriver {
         Ok(Self {
             provider,
             listen: false,
+            token: home.token,
         })
     }
 
@@ -467,7 +473,14 @@ impl FakeDriver {
         Ok(Self {
             provider: Provider::at(root),
             listen: true,
+            token: Token::default(),
         })
+    }
+
+    /// Notes a call, and fails it when the provider is down or asks for another token.
+    async fn call(&self, line: &str) -> Result<()> {
+        self.provider.call(line)?;
+        token::admit(&self.provider.root, &self.token).await
     }
 
     async fn held(&self, knob: Knob) {
@@ -507,7 +520,7 @@ impl Driver for FakeDriver {
     }
 
     async fn check(&self, specs: &[Spec]) -> Result<()> {
-        self.provider.call(&format!("check {}", specs.len()))?;
+        self.call(&format!("check {}", specs.len())).await?;
         if !specs.is_empty() {
             self.held(Knob::HoldCheck).await;
         }
@@ -529,13 +542,13 @@ impl Driver for FakeDriver {
     }
 
     async fn list(&self) -> Result<Vec<(Claim, String)>> {
-        self.provider.call("list")?;
+        self.call("list").await?;
         let vms = self.provider.vms()?;
         Ok(vms.into_iter().map(|vm| (vm.claim, vm.name)).collect())
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
-        self.provider.call(&format!("observe {}", claims.len()))?;
+        self.call(&format!("observe {}", claims.len())).await?;
         let held = self.provider.lines(Knob::HoldObserve.file());
         if held.is_empty() || claims.iter().any(|one| held.contains(&one.to_string())) {
             self.held(Knob::HoldObserve).await;
@@ -562,7 +575,7 @@ impl Driver for FakeDriver {
     }
 
     async fn create(&self, spec: &Spec) -> Result<Instance> {
-        self.provider.call(&format!("create {}", spec.claim))?;
+        self.call(&format!("create {}", spec.claim)).await?;
         self.held(Knob::HoldCreate).await;
         let _lock = self.provider.lock()?;
         let vm = match self.provider.find(spec.claim)? {
@@ -574,7 +587,7 @@ impl Driver for FakeDriver {
 
     async fn set_power(&self, claim: Claim, power: Power) -> Result<()> {
         let call = format!("set_power {claim} {power:?}");
-        self.provider.call(&call)?;
+        self.call(&call).await?;
         let _lock = self.provider.lock()?;
         let vm = self.provider.must(claim)?;
         match power {
@@ -585,7 +598,7 @@ impl Driver for FakeDriver {
     }
 
     async fn forward(&self, claim: Claim, forwards: &[Forward]) -> Result<()> {
-        self.provider.call(&format!("forward {claim}"))?;
+        self.call(&format!("forward {claim}")).await?;
         let _lock = self.provider.lock()?;
         let mut vm = self.provider.must(claim)?;
         if self.listen && vm.on {
@@ -600,7 +613,7 @@ impl Driver for FakeDriver {
     }
 
     async fn blank_seed(&self, claim: Claim) -> Result<()> {
-        self.provider.call(&format!("blank_seed {claim}"))?;
+        self.call(&format!("blank_seed {claim}")).await?;
         let _lock = self.provider.lock()?;
         self.provider.must(claim)?;
         let path = self.provider.folder(claim).join("seed");
@@ -615,7 +628,7 @@ impl Driver for FakeDriver {
     }
 
     async fn destroy(&self, claim: Claim) -> Result<()> {
-        self.provider.call(&format!("destroy {claim}"))?;
+        self.call(&format!("destroy {claim}")).await?;
         let _lock = self.provider.lock()?;
         if self.provider.find(claim)?.is_none() {
             return Ok(());
@@ -638,15 +651,14 @@ impl Driver for FakeDriver {
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {
         let call = format!("ensure_shared {}", network.id);
-        self.provider.call(&call)?;
+        self.call(&call).await?;
         let _lock = self.provider.lock()?;
         let path = self.provider.network(&network.id.to_string());
         atomic::write(&path, format!("{}\n", network.cidr).as_bytes(), 0o600)
     }
 
     async fn release_shared(&self, network: &Network) -> Result<()> {
-        self.provider
-            .call(&format!("release_shared {}", network.id))?;
+        self.call(&format!("release_shared {}", network.id)).await?;
         let _lock = self.provider.lock()?;
         let used = self.provider.vms()?.iter().any(|vm| {
             vm.nic

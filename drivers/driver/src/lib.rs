@@ -22,16 +22,18 @@ pub mod options;
 pub mod ports;
 pub mod process;
 pub mod routes;
+mod secret;
 pub mod seed;
 mod spec;
 pub mod trial;
 pub mod versioned;
 
 pub use claim::Claim;
-pub use driver::{Driver, DriverHome, Wants};
+pub use driver::{Driver, DriverHome, Token, Tokens, Wants};
 pub use error::{Context, Error, Fact, Kind, Result};
 pub use finding::Finding;
 pub use instance::{Artefact, Endpoints, Instance, Observation, Power, State};
+pub use secret::Secret;
 pub use spec::{
     BaseImage, ENGINE_PORT, Forward, KernelFiles, Mac, Network, Nic, SSH_PORT, Seed, Spec,
 };

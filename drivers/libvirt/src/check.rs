@@ -201,6 +201,7 @@ mod tests {
             owner: uuid::Uuid::nil(),
             runtime: nowhere,
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         };
         Virsh::new(config, &home)
     }

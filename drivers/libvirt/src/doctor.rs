@@ -191,6 +191,7 @@ mod tests {
             owner: uuid::Uuid::nil(),
             runtime: folder.path().to_owned(),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         };
         let found = findings(&config, &home).await;
         assert_eq!(found.len(), 1);

@@ -135,6 +135,7 @@ esac
             owner: uuid::Uuid::nil(),
             runtime: folder.to_owned(),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         }
     }
 

@@ -65,6 +65,7 @@ mod tests {
             owner: uuid::Uuid::nil(),
             runtime: folder.path().join("it's"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         };
         std::fs::create_dir(&home.dir).expect("mkdir");
         let path = program(&home).expect("written");

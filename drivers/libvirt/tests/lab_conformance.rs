@@ -57,6 +57,7 @@ impl Store {
             owner: self.network.owner,
             runtime: self.folder.path().join("run"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         }
     }
 

@@ -121,6 +121,7 @@ mod tests {
             owner: uuid::Uuid::nil(),
             runtime: folder.path().join("run"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         };
         let config = Config {
             binary: "/nonexistent/qemu".into(),

@@ -12,6 +12,7 @@ fn home(root: &std::path::Path) -> DriverHome {
         owner: uuid::Uuid::nil(),
         runtime: root.join("run"),
         assets: forge_driver::assets::Assets::default(),
+        token: forge_driver::Token::default(),
     }
 }
 

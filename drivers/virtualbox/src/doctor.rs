@@ -123,6 +123,7 @@ mod tests {
             owner: uuid::Uuid::nil(),
             runtime: folder.join("run/store"),
             assets: Assets::default(),
+            token: forge_driver::Token::default(),
         }
     }
 

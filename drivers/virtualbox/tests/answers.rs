@@ -107,6 +107,7 @@ impl Scripted {
             owner: Uuid::nil(),
             runtime: folder.join("run/store"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         };
         VirtualBoxDriver::open(config, home)
     }

@@ -64,6 +64,7 @@ impl Store {
             owner: Uuid::nil(),
             runtime: self.folder.path().join("run/store"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         }
     }
 

@@ -74,6 +74,7 @@ impl Store {
             owner: Uuid::nil(),
             runtime: self.root.join("run"),
             assets: forge_driver::assets::Assets::default(),
+            token: forge_driver::Token::default(),
         }
     }
 
