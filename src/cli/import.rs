@@ -1,5 +1,7 @@
 //! `forge import`
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -11,14 +13,25 @@ use forge_driver::{Error, Kind, Result};
 use serde_json::{Value, json};
 
 use super::create::conclude;
+use super::credentials::Passphrase;
 use super::table::table;
 use super::{Outcome, Session, report};
 
 /// Take over machines that come from elsewhere
+///
+/// A file of `forge export` is read to its end before anything is written. Machines keep their identity and their
+/// addresses between each other; where this host reaches those that come with a disk is decided anew, and their
+/// certificates follow. Run it again when it was cut off.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Import {
+    /// A file that `forge export` wrote
+    #[arg(required = true)]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    passphrase: Passphrase,
     #[command(subcommand)]
-    from: From,
+    from: Option<From>,
 }
 
 #[derive(Subcommand)]
@@ -29,8 +42,10 @@ enum From {
 impl Import {
     /// Imports.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        match self.from {
-            From::DockerMachine(command) => command.run(session).await,
+        match (self.from, self.file) {
+            (Some(From::DockerMachine(command)), _) => command.run(session).await,
+            (None, Some(file)) => file::from_file(session, &file, self.passphrase).await,
+            (None, None) => Err(Error::new(Kind::Usage, "no file is named")),
         }
     }
 }

@@ -12,6 +12,7 @@ mod create;
 mod credentials;
 mod doctor;
 mod env;
+mod export;
 mod format;
 mod image;
 mod import;
@@ -146,6 +147,7 @@ enum Commands {
     RegenerateCerts(regenerate::RegenerateCerts),
     Logs(logs::Logs),
     Rm(rm::Rm),
+    Export(export::Export),
     Import(import::Import),
     /// Form and keep clusters
     #[command(subcommand)]
@@ -534,6 +536,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::RegenerateCerts(command) => command.run(&session).await,
         Commands::Logs(command) => command.run(&session).await,
         Commands::Rm(command) => command.run(&session).await,
+        Commands::Export(command) => command.run(&session).await,
         Commands::Import(command) => command.run(&session).await,
         Commands::Cluster(command) => command.run(&session, leaf(matches)).await,
         Commands::Image(command) => command.run(&session).await,

@@ -34,6 +34,11 @@ const KNOWN_HOSTS: &str = "known_hosts";
 /// a path.
 const ROOT: &str = "companions.root";
 
+/// Whether a file beside a record is a companion, or tells of them.
+pub fn is_one(name: &str) -> bool {
+    name == CONFIG || name == KNOWN_HOSTS || name.strip_suffix(".pub").unwrap_or(name) == ID_RSA
+}
+
 /// The companions of a record that are not as they should be, in the order in which they are written.
 pub(super) fn outdated(record: &Record, store: &Store) -> Vec<NewFile> {
     let folder = store.machine_dir(&record.name);

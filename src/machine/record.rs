@@ -367,21 +367,7 @@ pub fn taken(store: &Store) -> Result<Taken> {
             taken.unreadable = true;
             continue;
         };
-        taken.loopback.extend(record.placement.loopback);
-        taken
-            .internal
-            .extend(record.placement.nic.as_ref().map(|nic| nic.address));
-        taken
-            .networks
-            .extend(record.placement.nic.as_ref().map(|nic| nic.network.id));
-        taken.ports.extend(
-            record
-                .placement
-                .forwards()
-                .iter()
-                .chain(&record.published)
-                .map(|forward| forward.host),
-        );
+        taken.add(&record.placement, &record.published);
     }
     Ok(taken)
 }

@@ -8,7 +8,7 @@ use forge_driver::options::Origins;
 use forge_driver::{Error, Kind, Result};
 use serde_json::Value;
 
-use super::{Entry, Site, home};
+use super::{Entry, Site, Travel, home};
 #[cfg(feature = "lab")]
 use crate::credentials::TokenOption;
 use crate::machine::access::{Access, Network as NetworkAccess};
@@ -39,6 +39,7 @@ pub fn all() -> &'static [Entry] {
                 ))
             },
             sites: |_| Ok(Vec::new()),
+            travel: |_| Ok(Travel::Disk),
             access: over_network,
             adopts: false,
             open: |config, home| {
@@ -86,6 +87,16 @@ pub fn all() -> &'static [Entry] {
                 };
                 config.sites().iter().map(site).collect()
             },
+            travel: |config| {
+                let config: forge_libvirt::Config = understood("libvirt", config)?;
+                Ok(if config.uri.over_ssh() {
+                    Travel::Records
+                } else {
+                    Travel::Never(
+                        "its disk lies in a pool of the libvirt on this host, which keeps it; a machine of a libvirt that is reached by SSH travels",
+                    )
+                })
+            },
             access: over_network,
             adopts: false,
             open: |config, home| {
@@ -119,6 +130,11 @@ pub fn all() -> &'static [Entry] {
                 ))
             },
             sites: |_| Ok(Vec::new()),
+            travel: |_| {
+                Ok(Travel::Never(
+                    "its disks are registered with the VirtualBox on this host, which keeps them; `VBoxManage export` copies them",
+                ))
+            },
             access: over_network,
             adopts: false,
             open: |config, home| {
@@ -163,6 +179,8 @@ pub fn all() -> &'static [Entry] {
                 let at = format!("{}:{}:{}", known.target(), known.port(), known.engine_port);
                 Ok(vec![site(at, config)])
             },
+            // It is reached over the network, wherever from.
+            travel: |_| Ok(Travel::Records),
             access: over_network,
             adopts: true,
             open: |config, _| {
@@ -194,6 +212,8 @@ pub fn all() -> &'static [Entry] {
                 let known: forge_none::Config = understood("none", config)?;
                 Ok(vec![site(known.url, config)])
             },
+            // It is reached over the network, wherever from.
+            travel: |_| Ok(Travel::Records),
             access: over_network,
             adopts: true,
             open: |config, _| {
@@ -224,6 +244,14 @@ pub fn all() -> &'static [Entry] {
                     network: None,
                     asked: false,
                 }])
+            },
+            travel: |config| {
+                let known: imported::Config = understood(imported::ID, config)?;
+                Ok(if known.virtualbox {
+                    Travel::Never("it is a machine of the VirtualBox on this host")
+                } else {
+                    Travel::Records
+                })
             },
             access: over_network,
             adopts: false,
@@ -267,6 +295,14 @@ pub fn all() -> &'static [Entry] {
                 Ok(host.map(site).into_iter().collect())
             },
             adopts: false,
+            // A test writes into its record what of a machine travels.
+            travel: |config| {
+                Ok(match config.get("travel").and_then(Value::as_str) {
+                    Some("records") => Travel::Records,
+                    Some("never") => Travel::Never("it is bound to this host"),
+                    _ => Travel::Disk,
+                })
+            },
             access: |store| {
                 Arc::new(crate::machine::fake::FakeAccess {
                     store: store.clone(),

@@ -51,6 +51,17 @@ pub struct Site {
     pub asked: bool,
 }
 
+/// What of a machine can go to another store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Travel {
+    /// What is remembered of it: it stays where it is, and both stores reach it there.
+    Records,
+    /// Its disk as well, which lies in the store.
+    Disk,
+    /// Nothing, and why.
+    Never(&'static str),
+}
+
 /// One driver, as the command line sees it.
 pub struct Entry {
     /// Its name.
@@ -72,6 +83,8 @@ pub struct Entry {
     /// The hosts that a configuration names, one for each zone; one alone is every zone's. None where it names
     /// none: machines are made on this host.
     pub sites: fn(&Value) -> Result<Vec<Site>>,
+    /// What of a machine of this configuration can go to another store.
+    pub travel: fn(&Value) -> Result<Travel>,
     /// The way to its machines.
     pub access: fn(&Store) -> Arc<dyn Access>,
     /// Its machines are there before forge, and stay.
@@ -342,6 +355,14 @@ impl Driver for Observed {
 
     async fn destroy(&self, claim: Claim) -> Result<()> {
         self.call("destroy", self.inner.destroy(claim)).await
+    }
+
+    async fn pack(&self, claim: Claim) -> Result<PathBuf> {
+        self.call("pack", self.inner.pack(claim)).await
+    }
+
+    async fn unpack(&self, spec: &Spec) -> Result<Instance> {
+        self.call("unpack", self.inner.unpack(spec)).await
     }
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {

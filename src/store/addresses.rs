@@ -5,6 +5,8 @@
 //! networks and how far the allocation has come, so that a freed address rests as long as possible:
 //! a shell that still points at a removed machine must not reach a new one.
 
+mod moving;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Store, read_json, write_json};
+
+pub use moving::{join, move_in, published_at};
 
 /// All machines' loopback addresses lie here: a part of 127.0.0.0/8 that nothing else is known to use.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 133, 0, 0), 16);
@@ -98,6 +102,19 @@ pub struct Taken {
     pub networks: BTreeSet<Uuid>,
     /// There are records that cannot be read: what they hold is not known.
     pub unreadable: bool,
+}
+
+impl Taken {
+    /// Adds what one machine holds.
+    pub fn add(&mut self, placement: &Placement, published: &[Forward]) {
+        self.loopback.extend(placement.loopback);
+        let nic = placement.nic.as_ref();
+        self.internal.extend(nic.map(|nic| nic.address));
+        self.networks.extend(nic.map(|nic| nic.network.id));
+        let forwards = placement.forwards();
+        let all = forwards.iter().chain(published);
+        self.ports.extend(all.map(|forward| forward.host));
+    }
 }
 
 /// Allocates the place of one machine. The caller holds the lock of the addresses and writes the

@@ -1,6 +1,6 @@
 //! Advisory locks: `flock` on files that are never unlinked.
 //!
-//! They are always taken in this order: cluster, machines (sorted by name), addresses and ports,
+//! They are always taken in this order: imports, cluster, machines (sorted by name), addresses and ports,
 //! image, CA, secrets; so two commands never wait for each other. Readers need none.
 //!
 //! A lock file is open without `O_CLOEXEC` on purpose. A short-lived child (qemu-img, mmdebstrap …)
@@ -25,6 +25,8 @@ use crate::event::Events;
 /// What a lock guards, in the order in which locks are taken.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guarded {
+    /// Imports, of which there is one at a time.
+    Imports,
     /// One cluster.
     Cluster(String),
     /// One machine.
@@ -42,6 +44,7 @@ pub enum Guarded {
 impl Guarded {
     fn file(&self) -> String {
         match self {
+            Self::Imports => "imports.lock".to_owned(),
             Self::Cluster(name) => format!("cluster-{name}.lock"),
             Self::Machine(name) => format!("machine-{name}.lock"),
             Self::Addresses => "addresses.lock".to_owned(),
@@ -53,6 +56,7 @@ impl Guarded {
 
     fn what(&self) -> String {
         match self {
+            Self::Imports => "the import".to_owned(),
             Self::Cluster(name) => format!("cluster `{name}`"),
             Self::Machine(name) => format!("machine `{name}`"),
             Self::Addresses => "the addresses".to_owned(),

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use records::{
-    FORMAT, forget, json, read_json, remove_file, write_file, write_files, write_json,
+    FORMAT, forget, json, parse, read_json, remove_file, write_file, write_files, write_json,
 };
 
 /// A folder that holds everything forge remembers.

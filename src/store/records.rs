@@ -32,12 +32,20 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             );
         }
     };
+    parse(path, &text).map(Some)
+}
+
+/// Reads a record that `text` holds; `path` is where it belongs.
+///
+/// # Errors
+/// As [`read_json`].
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
     let corrupt = |error: serde_json::Error| {
         Error::new(Kind::Corrupt, format!("`{}` is damaged", path.display()))
             .because(error)
             .hint("put the file back from a backup; forge leaves it as it is")
     };
-    let mut value: Map<String, Value> = serde_json::from_slice(&text).map_err(corrupt)?;
+    let mut value: Map<String, Value> = serde_json::from_slice(text).map_err(corrupt)?;
     let format = value.remove("format").and_then(|format| format.as_u64());
     match format {
         Some(OLDEST..=FORMAT) => {}
@@ -61,9 +69,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             );
         }
     }
-    serde_json::from_value(Value::Object(value))
-        .map(Some)
-        .map_err(corrupt)
+    serde_json::from_value(Value::Object(value)).map_err(corrupt)
 }
 
 /// Writes a record, whole, for the owner alone.

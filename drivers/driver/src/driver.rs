@@ -86,6 +86,37 @@ pub trait Driver: Send + Sync {
     /// When something could not be removed; repeating is safe.
     async fn destroy(&self, claim: Claim) -> Result<()>;
 
+    /// Writes the disk of a machine that is switched off, whole and in need of no other, to a file of the driver's own.
+    /// The caller removes that file.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when this driver has no disk to give, [`Kind::Conflict`] when the machine runs.
+    async fn pack(&self, claim: Claim) -> Result<PathBuf> {
+        Err(Error::new(
+            Kind::Refused,
+            format!(
+                "the driver `{}` gives no disk away, also not that of {claim}",
+                self.id()
+            ),
+        ))
+    }
+
+    /// Makes the machine of `spec` of a disk that [`Driver::pack`] wrote elsewhere, and leaves it switched off: its guest
+    /// has booted before, and reads no seed any more. `spec.image.disk` is that disk, which the machine takes.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] when something carries the claim already; what the provider refused, and why.
+    async fn unpack(&self, spec: &Spec) -> Result<Instance> {
+        Err(Error::new(
+            Kind::Refused,
+            format!(
+                "the driver `{}` takes no disk, also not that of {}",
+                self.id(),
+                spec.claim
+            ),
+        ))
+    }
+
     /// Brings up what machines share on this network. Up already: succeeds.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //!
 //! `FORGE_FAKE_PROVIDER` names the folder; without it, it lies in the store.
 
+mod disk;
 mod listen;
 mod token;
 
@@ -647,6 +648,16 @@ impl Driver for FakeDriver {
         }
         fs::rename(self.provider.folder(claim), &gone).or_fail(Kind::Io, failed)?;
         fs::remove_dir_all(&gone).or_fail(Kind::Io, failed)
+    }
+
+    async fn pack(&self, claim: Claim) -> Result<PathBuf> {
+        self.call(&format!("pack {claim}")).await?;
+        disk::pack(&self.provider, claim)
+    }
+
+    async fn unpack(&self, spec: &Spec) -> Result<Instance> {
+        self.call(&format!("unpack {}", spec.claim)).await?;
+        disk::unpack(&self.provider, spec)
     }
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {

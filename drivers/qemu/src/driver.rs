@@ -161,6 +161,49 @@ impl Inner {
         vm.instance()
     }
 
+    /// The disk, flattened and compressed, beside the one that it is read from.
+    async fn pack(&self, claim: Claim) -> Result<PathBuf> {
+        let folder = self.folder(claim);
+        let _work = folder.work().await?;
+        let vm = folder.demand()?;
+        if folder.running()? {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "machine `{}` runs: its disk changes while it is read",
+                    vm.name
+                ),
+            )
+            .hint(format!("stop it first: `forge stop {}`", vm.name)));
+        }
+        disk::flatten(&vm.config.binary, &folder.disk(), &folder.packed()).await?;
+        Ok(folder.packed())
+    }
+
+    /// The hardware is found out anew: it is this host's.
+    async fn unpack(&self, spec: &Spec) -> Result<Instance> {
+        let folder = self.folder(spec.claim);
+        if let Some(there) = folder.read()? {
+            return Err(Error::new(
+                Kind::Exists,
+                format!(
+                    "there is a machine `{}` with the claim {}",
+                    there.name, spec.claim
+                ),
+            ));
+        }
+        atomic::private_folder(folder.path())?;
+        let _work = folder.work().await?;
+        let hardware = self.hardware(spec).await?.clone();
+        let mut vm = Vm::new(spec, &self.config, hardware)?;
+        vm.booted = true;
+        atomic::write(&folder.seed(), &seed::image(&spec.seed)?, 0o600)?;
+        seed::blank(&folder.seed())?;
+        disk::take(&spec.image.disk, &folder.disk())?;
+        folder.write(&vm)?;
+        vm.instance()
+    }
+
     /// Makes the files of a machine; its record is the last, so that what has one is whole.
     async fn make(&self, spec: &Spec, folder: &Folder) -> Result<Vm> {
         let hardware = self.hardware(spec).await?.clone();
@@ -416,6 +459,14 @@ impl Driver for QemuDriver {
 
     async fn destroy(&self, claim: Claim) -> Result<()> {
         self.inner.destroy(claim).await
+    }
+
+    async fn pack(&self, claim: Claim) -> Result<PathBuf> {
+        self.inner.pack(claim).await
+    }
+
+    async fn unpack(&self, spec: &Spec) -> Result<Instance> {
+        self.inner.unpack(spec).await
     }
 
     async fn ensure_shared(&self, network: &Network) -> Result<()> {

@@ -39,6 +39,11 @@ impl Folder {
         self.path().join("disk.qcow2")
     }
 
+    /// A copy of the disk that needs no base, while it is taken elsewhere.
+    pub(crate) fn packed(&self) -> PathBuf {
+        self.path().join(".packed.qcow2")
+    }
+
     /// The NoCloud medium.
     pub(crate) fn seed(&self) -> PathBuf {
         self.path().join("seed.iso")

@@ -1,0 +1,669 @@
+//! Machines out of a sealed file, into a store.
+//!
+//! ```text
+//! whole file verified → looked at, refused or not → disks aside → what will be there (journal)
+//!   → certificate authority → machine by machine: files, driver, record → clusters → journal away
+//! ```
+//!
+//! A machine is there once its record is, which is the last of it that is written. After a kill the same command goes on;
+//! an import of another file clears away first what the one before began and did not end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use forge_driver::{
+    BaseImage, Claim, Context, Error, Forward, Kind, Nic, Result, Seed, Spec, atomic,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::archive::{self, Manifest, Small, Smalls, WHAT};
+use crate::ca;
+use crate::cluster::record::ClusterRecord;
+use crate::machine::{Forge, Record, Stage, companions, record, renew};
+use crate::registry::{self, Travel};
+use crate::seal::{Key, Sealed};
+use crate::secret::Secret;
+use crate::store::addresses::{self, Placement};
+use crate::store::lock::{Guarded, acquire, acquire_machines, try_acquire};
+use crate::store::{self, Store, read_json, write_file, write_json};
+
+/// Where an import keeps what is on its way.
+const FOLDER: &str = ".import";
+/// What it has begun.
+const JOURNAL: &str = "import.json";
+/// The records' file names.
+const MACHINE: &str = "machine.json";
+const CLUSTER: &str = "cluster.json";
+
+/// A file that was verified to its last byte, and the key that opens it again.
+pub struct Verified {
+    path: PathBuf,
+    key: Key,
+}
+
+/// What was imported.
+#[derive(Debug)]
+pub struct Imported {
+    /// The machines, and whether each came with its disk.
+    pub machines: Vec<(String, bool)>,
+    /// Machines that were here already, from the same file.
+    pub there: Vec<String>,
+    /// The clusters.
+    pub clusters: Vec<String>,
+    /// Machines whose certificates another authority than this store's has signed.
+    pub strangers: Vec<String>,
+}
+
+/// What an import has begun.
+#[derive(Debug, Serialize, Deserialize)]
+struct Journal {
+    archive: Uuid,
+    machines: Vec<Begun>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Begun {
+    name: String,
+    claim: Claim,
+    driver: String,
+    config: Value,
+    /// The driver is to be asked to remove what it has made for it.
+    disk: bool,
+}
+
+/// One machine of a file.
+struct Arrival {
+    record: Record,
+    files: BTreeMap<String, Small>,
+    driver_files: BTreeMap<String, Small>,
+    disk: bool,
+}
+
+/// Opens a file and reads all of it, so that nothing is begun that cannot be ended. `passphrase` is asked for once the file
+/// is known to be an export.
+///
+/// # Errors
+/// [`Kind::Refused`] for another passphrase, [`Kind::Corrupt`] with where it is damaged.
+pub fn verify(path: &Path, passphrase: impl FnOnce() -> Result<Secret>) -> Result<Verified> {
+    let context = |error: Error| error.context(format!("failed to open `{}`", path.display()));
+    let sealed = sealed(path)?;
+    let secret = passphrase()?;
+    let key = sealed.key(&secret).map_err(context)?;
+    sealed
+        .unlock(&key)
+        .map_err(context)?
+        .verify()
+        .map_err(context)?;
+    Ok(Verified {
+        path: path.to_owned(),
+        key,
+    })
+}
+
+fn sealed(path: &Path) -> Result<Sealed<File>> {
+    let failed = || format!("failed to open `{}`", path.display());
+    let kind = |error: &std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Kind::NotFound,
+        _ => Kind::Io,
+    };
+    let file =
+        File::open(path).map_err(|error| Error::new(kind(&error), failed()).because(error))?;
+    if !file.metadata().or_fail(Kind::Io, failed)?.is_file() {
+        return Err(Error::new(Kind::Usage, failed()).because(
+            "it is no file: it is read twice, and nothing is begun before its end was seen",
+        ));
+    }
+    Sealed::read(file, WHAT).map_err(|error| error.context(failed()))
+}
+
+/// Takes the machines of a file into the store.
+///
+/// # Errors
+/// [`Kind::Precheck`] with what keeps them from working here: nothing was changed. Otherwise what failed; the machines
+/// that are here then are whole.
+pub async fn import(forge: &Forge, verified: &Verified) -> Result<Imported> {
+    let store = &forge.store;
+    let aside = store.root().join(FOLDER);
+    let _turn = acquire(store, &Guarded::Imports, forge.patience, &forge.events).await?;
+    let done = imported(forge, verified, &aside).await;
+    if done.is_ok() {
+        store::forget(&aside, JOURNAL)?;
+    } else {
+        // The first error is the one to report; what stays, the next import clears away.
+        let _ = undo(forge, &aside).await;
+    }
+    done
+}
+
+async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Imported> {
+    let store = &forge.store;
+    let (manifest, smalls, disks) = read(verified, store, aside)?;
+    let arrivals = arrivals(&manifest, &smalls)?;
+    let before: Option<Journal> = read_json(&journal(aside))?;
+    clear(forge, before.as_ref()).await?;
+    let names: Vec<String> = manifest
+        .machines
+        .iter()
+        .map(|item| item.name.clone())
+        .collect();
+    let mut locks = Vec::new();
+    for name in &manifest.clusters {
+        let guarded = Guarded::Cluster(name.clone());
+        locks.push(acquire(store, &guarded, forge.patience, &forge.events).await?);
+    }
+    locks.extend(acquire_machines(store, &names, forge.patience, &forge.events).await?);
+    let again = before.is_some_and(|before| before.archive == manifest.id);
+    let (coming, there) = new_here(store, arrivals, again)?;
+    let clusters = new_clusters(store, &manifest, &smalls, again)?;
+    let strangers = settle(forge, &manifest, &smalls, aside, coming, &disks).await?;
+    for cluster in &clusters {
+        cluster.save(store)?;
+    }
+    Ok(Imported {
+        machines: manifest
+            .machines
+            .iter()
+            .filter(|item| !there.contains(&item.name))
+            .map(|item| (item.name.clone(), item.disk.is_some()))
+            .collect(),
+        there,
+        clusters: manifest.clusters.clone(),
+        strangers,
+    })
+}
+
+/// Removes what an import that failed has made of machines that are not whole, and the disks that it put aside. Its journal
+/// stays where machines came in: the same file goes on.
+async fn undo(forge: &Forge, aside: &Path) -> Result<()> {
+    let before: Option<Journal> = read_json(&journal(aside))?;
+    clear(forge, before.as_ref()).await?;
+    let Ok(entries) = fs::read_dir(aside) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_name() != JOURNAL {
+            store::remove_file(&entry.path())?;
+        }
+    }
+    if before.is_none() {
+        atomic::gone(fs::remove_dir(aside), aside)?;
+    }
+    Ok(())
+}
+
+fn journal(aside: &Path) -> PathBuf {
+    aside.join(JOURNAL)
+}
+
+type Disks = BTreeMap<Claim, PathBuf>;
+
+/// All small files of an archive; its disks are put aside, once there is room for them.
+fn read(verified: &Verified, store: &Store, aside: &Path) -> Result<(Manifest, Smalls, Disks)> {
+    let context =
+        |error: Error| error.context(format!("failed to read `{}`", verified.path.display()));
+    let opened = sealed(&verified.path)?
+        .unlock(&verified.key)
+        .map_err(context)?;
+    archive::read(
+        opened,
+        |manifest, smalls| {
+            // What can be refused is refused before disks are copied.
+            arrivals(manifest, smalls)?;
+            if manifest.size() > 0 {
+                atomic::private_folder(aside)?;
+                room(store, manifest.size())?;
+            }
+            Ok(Disks::new())
+        },
+        |disks, claim, from| {
+            let path = aside.join(claim.to_string());
+            put(&path, from)?;
+            disks.insert(claim, path);
+            Ok(())
+        },
+    )
+    .map_err(context)
+}
+
+fn put(path: &Path, from: &mut dyn Read) -> Result<()> {
+    let failed = || format!("failed to write `{}`", path.display());
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| atomic::full(error, &failed()))?;
+    let mut from = Checked(from);
+    std::io::copy(&mut from, &mut file)
+        .and_then(|_| file.sync_all())
+        .map_err(|error| match error.downcast::<Error>() {
+            Ok(error) => error,
+            Err(error) => atomic::full(error, &failed()),
+        })
+}
+
+/// A reader that ends when the user interrupts: disks are large.
+struct Checked<'a>(&'a mut dyn Read);
+
+impl Read for Checked<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        crate::interrupt::check().map_err(std::io::Error::other)?;
+        self.0.read(into)
+    }
+}
+
+/// Refuses disks that there is no room for.
+fn room(store: &Store, bytes: u64) -> Result<()> {
+    let Ok(found) = rustix::fs::statvfs(store.root()) else {
+        return Ok(());
+    };
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precheck,
+        format!(
+            "the disks in the file need {} MiB, and {} MiB are free in the store",
+            bytes >> 20,
+            free >> 20
+        ),
+    )
+    .hint("free some space, or set FORGE_HOME to a folder where there is more"))
+}
+
+/// The machines of a file, each checked to be what the manifest says.
+fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
+    let strange = |why: String| {
+        Error::new(Kind::Corrupt, "the archive is not what it should be").because(why)
+    };
+    let mut found: Vec<Arrival> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for item in &manifest.machines {
+        let name = &item.name;
+        if !record::valid_name(name) || !seen.insert(name.clone()) {
+            return Err(strange(format!(
+                "`{}` names no machine",
+                name.escape_debug()
+            )));
+        }
+        let mut files = below(smalls, &format!("machines/{name}/"));
+        files.retain(|file, _| !companions::is_one(file));
+        let text = files
+            .remove(MACHINE)
+            .ok_or_else(|| strange(format!("machine `{name}` has no record")))?;
+        let record: Record = store::parse(
+            Path::new(&format!("machines/{name}/{MACHINE}")),
+            &text.bytes,
+        )?;
+        let travel = (registry::find(&record.driver)?.travel)(&record.config)?;
+        let as_said = record.name == *name
+            && record.claim == item.claim
+            && record.stage == Stage::Ready
+            && !record.leaving
+            && files.contains_key(&record.ssh.key)
+            && (travel == Travel::Disk) == item.disk.is_some()
+            && !matches!(travel, Travel::Never(_));
+        if !as_said {
+            return Err(strange(format!(
+                "the record of machine `{name}` is not the one that was exported"
+            )));
+        }
+        let driver_files = below(
+            smalls,
+            &format!("drivers/{}/{}/", record.driver, record.claim),
+        );
+        found.push(Arrival {
+            record,
+            files,
+            driver_files,
+            disk: item.disk.is_some(),
+        });
+    }
+    if found.is_empty() {
+        return Err(strange("there is no machine in it".to_owned()));
+    }
+    Ok(found)
+}
+
+/// The files directly below a folder, by name.
+fn below(smalls: &Smalls, folder: &str) -> BTreeMap<String, Small> {
+    smalls
+        .iter()
+        .filter_map(|(path, small)| Some((path.strip_prefix(folder)?, small)))
+        .filter(|(name, _)| !name.contains('/'))
+        .map(|(name, small)| (name.to_owned(), small.clone()))
+        .collect()
+}
+
+/// Removes what an earlier import began and did not end: machines without a record. One that somebody works on is that
+/// command's own.
+async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
+    for begun in before.map_or(&[][..], |before| &before.machines) {
+        let guarded = Guarded::Machine(begun.name.clone());
+        let Some(_lock) = try_acquire(&forge.store, &guarded)? else {
+            continue;
+        };
+        let found = Record::find(&forge.store, &begun.name)?;
+        if found
+            .as_ref()
+            .is_some_and(|found| found.claim == begun.claim)
+        {
+            continue;
+        }
+        if begun.disk {
+            let driver = registry::open(forge, &begun.driver, &begun.config)?;
+            driver.destroy(begun.claim).await?;
+        }
+        if found.is_none() {
+            store::forget(&forge.store.machine_dir(&begun.name), MACHINE)?;
+        }
+    }
+    Ok(())
+}
+
+/// The machines that are to come, and the names of those that an earlier attempt has brought.
+fn new_here(
+    store: &Store,
+    arrivals: Vec<Arrival>,
+    again: bool,
+) -> Result<(Vec<Arrival>, Vec<String>)> {
+    let here = Record::all(store)?;
+    let (mut coming, mut there, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+    for arrival in arrivals {
+        let name = &arrival.record.name;
+        let claim = arrival.record.claim;
+        let same = here.iter().find(|(other, _)| other == name);
+        let twin = here
+            .iter()
+            .find(|(_, other)| other.as_ref().is_ok_and(|other| other.claim == claim));
+        match (same, twin) {
+            (None, None) => coming.push(arrival),
+            (Some((_, Ok(other))), _) if again && other.claim == claim => there.push(name.clone()),
+            (Some(_), _) => taken.push(format!("`{name}`")),
+            (None, Some((other, _))) => taken.push(format!("`{name}` (here it is `{other}`)")),
+        }
+    }
+    if taken.is_empty() {
+        return Ok((coming, there));
+    }
+    Err(Error::new(
+        Kind::Precheck,
+        format!("machines of these names are in this store already: {}", taken.join(", ")),
+    )
+    .hint("import into another store: `forge --storage-path DIR import FILE`; or remove them here first"))
+}
+
+/// The clusters of a file, none of which is here, but for those of an earlier attempt.
+fn new_clusters(
+    store: &Store,
+    manifest: &Manifest,
+    smalls: &Smalls,
+    again: bool,
+) -> Result<Vec<ClusterRecord>> {
+    let mut found = Vec::new();
+    for name in &manifest.clusters {
+        let path = format!("clusters/{name}/{CLUSTER}");
+        let text = smalls.get(&path).ok_or_else(|| {
+            Error::new(Kind::Corrupt, "the archive is not what it should be")
+                .because(format!("cluster `{}` has no record", name.escape_debug()))
+        })?;
+        let cluster: ClusterRecord = store::parse(Path::new(&path), &text.bytes)?;
+        if cluster.spec.name.as_str() != name {
+            return Err(
+                Error::new(Kind::Corrupt, "the archive is not what it should be")
+                    .because(format!("the record of cluster `{name}` is another's")),
+            );
+        }
+        match ClusterRecord::find(store, &cluster.spec.name)? {
+            Some(there) if again && there.cluster_id == cluster.cluster_id => {}
+            Some(_) => {
+                return Err(Error::new(
+                    Kind::Precheck,
+                    format!("a cluster `{name}` is in this store already"),
+                )
+                .hint("import into another store: `forge --storage-path DIR import FILE`"));
+            }
+            None => found.push(cluster),
+        }
+    }
+    Ok(found)
+}
+
+/// Brings the machines in. The names of those whose certificates are not of this store's authority.
+async fn settle(
+    forge: &Forge,
+    manifest: &Manifest,
+    smalls: &Smalls,
+    aside: &Path,
+    coming: Vec<Arrival>,
+    disks: &Disks,
+) -> Result<Vec<String>> {
+    let store = &forge.store;
+    let addresses = acquire(store, &Guarded::Addresses, forge.patience, &forge.events).await?;
+    let mut taken = record::taken(store)?;
+    let mut placed = Vec::new();
+    for mut arrival in coming {
+        place(store, &mut arrival, &taken).map_err(|error| refused(&arrival.record.name, error))?;
+        taken.add(&arrival.record.placement, &arrival.record.published);
+        placed.push(arrival);
+    }
+    for arrival in placed.iter().filter(|arrival| arrival.disk) {
+        let driver = forge.driver(&arrival.record)?;
+        let spec = spec(forge, arrival, disks)?;
+        let name = &arrival.record.name;
+        driver
+            .check(&[spec])
+            .await
+            .map_err(|error| refused(name, error))?;
+        let known = driver.list().await?;
+        if let Some((claim, other)) = known
+            .iter()
+            .find(|(claim, _)| *claim == arrival.record.claim)
+        {
+            return Err(refused(
+                name,
+                Error::new(
+                    Kind::Precheck,
+                    format!("the provider has a machine `{other}` with the claim {claim} already"),
+                ),
+            ));
+        }
+    }
+    atomic::private_folder(aside)?;
+    let begun = |arrival: &Arrival| Begun {
+        name: arrival.record.name.clone(),
+        claim: arrival.record.claim,
+        driver: arrival.record.driver.clone(),
+        config: arrival.record.config.clone(),
+        disk: arrival.disk,
+    };
+    let intent = Journal {
+        archive: manifest.id,
+        machines: placed.iter().map(begun).collect(),
+    };
+    write_json(&journal(aside), &intent)?;
+    authority(forge, smalls).await?;
+    let ours = ca::ensure(store, forge.patience, &forge.events).await?;
+    let mut strangers = Vec::new();
+    for arrival in placed {
+        let name = arrival.record.name.clone();
+        let tls = arrival.record.tls.as_ref();
+        if !arrival.disk && tls.is_some_and(|tls| tls.authority != ours.fingerprint()) {
+            strangers.push(name.clone());
+        }
+        let forge = forge.of(&name);
+        enter(&forge, arrival, disks, &ours)
+            .await
+            .map_err(|error| error.context(format!("failed to import machine `{name}`")))?;
+        forge.events.finished("imported", true).await;
+    }
+    drop(addresses);
+    Ok(strangers)
+}
+
+fn refused(name: &str, error: Error) -> Error {
+    error
+        .of_kind(Kind::Precheck)
+        .context(format!("machine `{name}` would not work here"))
+}
+
+/// Where the host reaches a machine. One that stays where it is keeps its place.
+fn place(store: &Store, arrival: &mut Arrival, taken: &addresses::Taken) -> Result<()> {
+    let record = &mut arrival.record;
+    let there = record.placement.clone();
+    if !arrival.disk {
+        if let Some(nic) = &there.nic {
+            addresses::join(store, &nic.network, taken)?;
+        }
+        return keeps(&there, taken);
+    }
+    record.placement = addresses::move_in(store, &there, taken)?;
+    let mut taken = addresses::Taken {
+        ports: taken.ports.clone(),
+        ..addresses::Taken::default()
+    };
+    taken.add(&record.placement, &[]);
+    let host = record
+        .placement
+        .loopback
+        .unwrap_or(std::net::Ipv4Addr::LOCALHOST);
+    let mut published: Vec<Forward> = Vec::new();
+    for forward in &record.published {
+        let at = addresses::published_at(host, forward, &taken)?;
+        taken.ports.insert(at.host);
+        published.push(at);
+    }
+    record.published = published;
+    Ok(())
+}
+
+/// Refuses a place that a machine of this store has.
+fn keeps(there: &Placement, taken: &addresses::Taken) -> Result<()> {
+    let address = there.nic.as_ref().map(|nic: &Nic| nic.address);
+    let both = address
+        .filter(|address| taken.internal.contains(address))
+        .or(there
+            .loopback
+            .filter(|address| taken.loopback.contains(address)));
+    both.map_or(Ok(()), |address| {
+        Err(Error::new(
+            Kind::Precheck,
+            format!("its address {address} belongs to another machine of this store"),
+        )
+        .hint("import it into a store of its own"))
+    })
+}
+
+/// What the driver makes of the disk.
+fn spec(forge: &Forge, arrival: &Arrival, disks: &Disks) -> Result<Spec> {
+    let record = &arrival.record;
+    let disk = disks.get(&record.claim).ok_or_else(|| {
+        Error::new(
+            Kind::Corrupt,
+            format!("the disk of machine `{}` is not in the file", record.name),
+        )
+    })?;
+    // An accelerator is tried with a kernel; that of any base image will do.
+    let images = forge.images();
+    let kernel = images
+        .list()
+        .unwrap_or_default()
+        .iter()
+        .find_map(|image| images.base(image).kernel);
+    Ok(Spec {
+        claim: record.claim,
+        name: record.name.clone(),
+        image: BaseImage {
+            disk: disk.clone(),
+            kernel,
+            size: 0,
+        },
+        seed: Seed {
+            user_data: String::new(),
+            meta_data: String::new(),
+            network_config: String::new(),
+        },
+        nic: record.placement.nic.clone(),
+        outer_mac: record.placement.outer_mac,
+        forwards: record
+            .placement
+            .forwards()
+            .into_iter()
+            .chain(record.published.iter().copied())
+            .collect(),
+    })
+}
+
+/// A store that has no authority takes that of the file: the machines trust it, and no other.
+async fn authority(forge: &Forge, smalls: &Smalls) -> Result<()> {
+    let store = &forge.store;
+    let _lock = acquire(store, &Guarded::Ca, forge.patience, &forge.events).await?;
+    let folder = store.certs_dir();
+    if folder.join("ca.pem").exists() {
+        return Ok(());
+    }
+    let theirs = below(smalls, "certs/");
+    for name in ["cert.pem", "key.pem", "ca-key.pem", "ca.pem"] {
+        if let Some(file) = theirs.get(name) {
+            write_file(&folder.join(name), &file.bytes, file.mode)?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings one machine in: its record is the last of it.
+async fn enter(
+    forge: &Forge,
+    arrival: Arrival,
+    disks: &Disks,
+    authority: &ca::Authority,
+) -> Result<()> {
+    let store = &forge.store;
+    let spec = if arrival.disk {
+        Some(spec(forge, &arrival, disks)?)
+    } else {
+        None
+    };
+    let mut record = arrival.record;
+    let folder = store.machine_dir(&record.name);
+    // Keys without a record are nobody's.
+    store::forget(&folder, MACHINE)?;
+    atomic::private_folder(&folder)?;
+    put_all(&folder, &arrival.files)?;
+    let Some(spec) = spec else {
+        let folder = store
+            .driver_dir(&record.driver)
+            .join(record.claim.to_string());
+        if !arrival.driver_files.is_empty() {
+            atomic::private_folder(&store.driver_dir(&record.driver))?;
+            atomic::private_folder(&folder)?;
+            put_all(&folder, &arrival.driver_files)?;
+        }
+        return record.save(store);
+    };
+    forge.events.step("taking its disk in", "", None).await;
+    let driver = forge.driver(&record)?;
+    if let Some(nic) = &spec.nic {
+        driver.ensure_shared(&nic.network).await?;
+    }
+    record.instance = Some(driver.unpack(&spec).await?);
+    // Its address is another one now: it is given a certificate for it when it is started.
+    let (record, papers) = renew::papers(forge, record, authority)?;
+    if papers.fresh {
+        return Ok(());
+    }
+    record.save(store)
+}
+
+fn put_all(folder: &Path, files: &BTreeMap<String, Small>) -> Result<()> {
+    files
+        .iter()
+        .try_for_each(|(name, file)| write_file(&folder.join(name), &file.bytes, file.mode))
+}
