@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::keys;
+
 /// What the engine of one machine is to be told, in the words of the user and in their order. All empty means: as
 /// the distribution has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,54 @@ pub enum Install {
     None,
 }
 
+impl EngineOptions {
+    /// These options and `more`: what is said again of the same thing takes the place of what was said before. Where the
+    /// engine comes from stays, since there is one.
+    #[must_use]
+    pub fn with(mut self, more: &Self) -> Self {
+        for opt in &more.opts {
+            let subject = |opt: &str| {
+                let (flag, value) = opt.split_once('=').unwrap_or((opt, "true"));
+                let (key, form) = keys::of(keys::long(flag.trim_start_matches('-')));
+                (key.to_owned(), keys::subject(form, value).to_owned())
+            };
+            put(&mut self.opts, opt, subject);
+        }
+        let name = |word: &str| {
+            word.split_once('=')
+                .map_or(word, |(name, _)| name)
+                .to_owned()
+        };
+        for word in &more.env {
+            put(&mut self.env, word, name);
+        }
+        for label in &more.labels {
+            put(&mut self.labels, label, name);
+        }
+        for registry in &more.insecure_registries {
+            put(&mut self.insecure_registries, registry, str::to_owned);
+        }
+        for mirror in &more.mirrors {
+            put(&mut self.mirrors, mirror, str::to_owned);
+        }
+        if more.storage_driver.is_some() {
+            self.storage_driver.clone_from(&more.storage_driver);
+        }
+        self
+    }
+}
+
+/// Puts a word in the place of the one with the same subject, or behind all.
+fn put<S: PartialEq>(words: &mut Vec<String>, word: &str, subject: impl Fn(&str) -> S) {
+    match words
+        .iter_mut()
+        .find(|found| subject(found) == subject(word))
+    {
+        Some(found) => word.clone_into(found),
+        None => words.push(word.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +122,53 @@ mod tests {
                 options
             );
         }
+    }
+
+    #[test]
+    fn what_is_said_again_takes_the_place_of_what_was_said_before() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let before = EngineOptions {
+            opts: words(&[
+                "log-level=info",
+                "dns=1.1.1.1",
+                "live-restore",
+                "exec-opt=a=1",
+            ]),
+            env: words(&["A=1"]),
+            labels: words(&["a=b", "c=d"]),
+            mirrors: words(&["https://m"]),
+            storage_driver: Some("overlay2".into()),
+            install: Install::None,
+            ..EngineOptions::default()
+        };
+        let more = EngineOptions {
+            opts: words(&[
+                "-l=debug",
+                "dns=2.2.2.2",
+                "live-restore=false",
+                "exec-opt=a=2",
+            ]),
+            env: words(&["A=2", "B=3"]),
+            labels: words(&["a=x"]),
+            mirrors: words(&["https://m", "https://o"]),
+            ..EngineOptions::default()
+        };
+        let after = EngineOptions {
+            opts: words(&[
+                "-l=debug",
+                "dns=1.1.1.1",
+                "live-restore=false",
+                "exec-opt=a=2",
+                "dns=2.2.2.2",
+            ]),
+            env: words(&["A=2", "B=3"]),
+            labels: words(&["a=x", "c=d"]),
+            mirrors: words(&["https://m", "https://o"]),
+            storage_driver: Some("overlay2".into()),
+            install: Install::None,
+            ..EngineOptions::default()
+        };
+        assert_eq!(before.clone().with(&more), after);
+        assert_eq!(before.clone().with(&EngineOptions::default()), before);
     }
 }

@@ -19,7 +19,7 @@ use forge_generic::Options;
 use serde_json::{Value, json};
 
 use super::ask::{self, Person};
-use super::create::{Chosen, concluded};
+use super::create::{Chosen, Wished, concluded};
 use super::rm::confirm;
 use super::{Outcome, Session, report};
 
@@ -61,7 +61,7 @@ pub async fn create(
     chosen: Chosen,
     matches: &ArgMatches,
     names: &[String],
-    publish: &[String],
+    wished: &Wished,
     manner: Manner,
 ) -> Result<Outcome> {
     let [name] = names else {
@@ -71,8 +71,8 @@ pub async fn create(
         )
         .hint("adopt one host after the other, each by a name of its own"));
     };
-    if !publish.is_empty() || chosen.image.is_some() {
-        let option = if publish.is_empty() {
+    if !wished.publish.is_empty() || chosen.image.is_some() {
+        let option = if wished.publish.is_empty() {
             "image"
         } else {
             "publish"
@@ -89,8 +89,8 @@ pub async fn create(
     session.say("Running pre-create checks...");
     let done = match chosen.driver.id {
         "none" if manner.dry_run => return Ok(Outcome::Done),
-        "none" => note(session, chosen, name).await?,
-        _ => match adopt(session, chosen, matches, name, begun, manner).await? {
+        "none" => note(session, chosen, name, wished).await?,
+        _ => match adopt(session, chosen, matches, name, begun, wished, manner).await? {
             Some(done) => done,
             // As for `cluster up --dry-run`.
             None => return Ok(Outcome::Code(2)),
@@ -119,11 +119,23 @@ fn begun(session: &Session, name: &str) -> Result<Option<Record>> {
 }
 
 /// An engine that is known by its URL.
-async fn note(session: &Session, chosen: Chosen, name: &str) -> Result<Result<usize>> {
+async fn note(
+    session: &Session,
+    chosen: Chosen,
+    name: &str,
+    wished: &Wished,
+) -> Result<Result<usize>> {
+    if wished.engine != EngineOptions::default() || !wished.sans.is_empty() {
+        return Err(Error::new(
+            Kind::Usage,
+            "options of the engine are for machines whose engine forge sets up, and of `none` only the URL is known",
+        )
+        .hint("the driver `generic` adopts a host that answers SSH"));
+    }
     let config: forge_none::Config = understood(&chosen.resolved.0)?;
     let address = forge_generic::locate(&config.host).await?;
     let is_name = config.host.parse::<std::net::IpAddr>().is_err();
-    let mut wish = chosen.wish(name, "", &[]);
+    let mut wish = chosen.wish(name, "", wished);
     wish.adopting = Some(Adopting {
         ssh: SocketAddr::new(address, forge_driver::SSH_PORT),
         engine_port: config.port,
@@ -155,6 +167,7 @@ async fn adopt(
     matches: &ArgMatches,
     name: &str,
     begun: Option<Record>,
+    wished: &Wished,
     manner: Manner,
 ) -> Result<Option<Result<usize>>> {
     let options = Options::from_arg_matches(matches).map_err(|error| {
@@ -175,7 +188,7 @@ async fn adopt(
         Some(_) => None,
         None => Some(adopt::meet(&route, &options.host_key, &Person, session.patience()).await?),
     };
-    let mut wish = chosen.wish(name, "", &[]);
+    let mut wish = chosen.wish(name, "", wished);
     wish.config = serde_json::to_value(&route.config).map_err(|error| {
         Error::new(Kind::Invalid, "the configuration cannot be recorded").because(error)
     })?;
@@ -195,8 +208,7 @@ async fn adopt(
         let (port, user) = (route.config.engine_port, route.config.ssh_user.as_deref());
         let looking = session.passing()?;
         let (found, facts) = adopt::look(&looking.forge, &*guest, port).await?;
-        let wished = EngineOptions::default();
-        let plan = Plan::of((&found, &facts), user.unwrap_or_default(), port, &wished)?;
+        let plan = Plan::of((&found, &facts), user.unwrap_or_default(), port, &wished.engine)?;
         show(session, name, &route.config.host, &plan);
         if manner.dry_run {
             return Ok(None);

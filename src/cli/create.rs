@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::{ArgMatches, Args};
+use forge::engine_options::EngineOptions;
 use forge::machine::create::{self, Wish};
 use forge::machine::{Forge, Record, Stage, publish, record};
 use forge::registry;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use super::adopt::Manner;
 use super::persona::{self, Persona};
-use super::{DEFAULT_MACHINE, Outcome, Session, adopt, image, report};
+use super::{DEFAULT_MACHINE, Outcome, Session, adopt, engine, image, report};
 
 /// Create machines: virtual machines with a container engine that is reached over TLS
 ///
@@ -33,6 +34,20 @@ pub struct Create {
     /// Publish this port of each machine on its address: PORT, or HOSTPORT:PORT
     #[arg(long = "publish", short = 'p', value_name = "PORT")]
     publish: Vec<String>,
+    #[command(flatten)]
+    engine: engine::Options,
+    #[command(flatten)]
+    source: engine::Source,
+}
+
+/// What is wished of each machine besides its driver's options.
+pub struct Wished {
+    /// Ports to publish.
+    pub publish: Vec<String>,
+    /// What the engine is to be told.
+    pub engine: EngineOptions,
+    /// What its certificate is to carry besides the machine's own names.
+    pub sans: Vec<String>,
 }
 
 /// What `create` and `cluster up` choose alike.
@@ -106,14 +121,16 @@ impl Chosen {
     }
 
     /// The wish for one machine.
-    pub fn wish(&self, name: &str, image: &str, publish: &[String]) -> Wish {
+    pub fn wish(&self, name: &str, image: &str, wished: &Wished) -> Wish {
         Wish {
             name: name.to_owned(),
             driver: self.driver.id,
             config: self.resolved.0.clone(),
             origins: self.resolved.1.clone(),
             image: image.to_owned(),
-            publish: publish.to_vec(),
+            publish: wished.publish.clone(),
+            engine: wished.engine.clone(),
+            sans: wished.sans.clone(),
             member: None,
             adopting: None,
         }
@@ -139,12 +156,21 @@ impl Create {
             .hint("several hosts are the zones of a cluster: `forge cluster up`"));
         }
         chosen.tell(session);
+        let (engine, sans) = self.engine.with_variables().wished()?;
+        let wished = Wished {
+            publish: self.publish,
+            engine: EngineOptions {
+                install: self.source.wished()?,
+                ..engine
+            },
+            sans,
+        };
         if chosen.driver.adopts {
             let manner = Manner {
                 dry_run: self.dry_run,
                 yes: self.yes,
             };
-            return adopt::create(session, chosen, matches, &names, &self.publish, manner).await;
+            return adopt::create(session, chosen, matches, &names, &wished, manner).await;
         }
         if self.dry_run {
             return Err(Error::new(
@@ -153,7 +179,7 @@ impl Create {
             ));
         }
         let (forge, drawing) = session.worker("create")?;
-        let done = create_all(session, &forge, &chosen, &names, &self.publish).await;
+        let done = create_all(session, &forge, &chosen, &names, &wished).await;
         drawing.finish(forge).await;
         concluded(session, done?)
     }
@@ -245,7 +271,7 @@ async fn create_all(
     forge: &Forge,
     chosen: &Chosen,
     names: &[String],
-    publish: &[String],
+    wished: &Wished,
 ) -> Result<Vec<(String, Result<usize>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut fresh = Vec::new();
@@ -278,12 +304,12 @@ async fn create_all(
     let image = image::for_machines(forge, chosen.image.as_deref()).await?;
     let wishes: Vec<Wish> = fresh
         .iter()
-        .map(|name| chosen.wish(name, &image, publish))
+        .map(|name| chosen.wish(name, &image, wished))
         .collect();
     create::check(forge, &wishes).await?;
     let mut records = Vec::new();
     for name in names.iter().filter(|name| !ready.contains(name)) {
-        records.push(create::claim(forge, &chosen.wish(name, &image, publish)).await?);
+        records.push(create::claim(forge, &chosen.wish(name, &image, wished)).await?);
     }
     let mut running = tokio::task::JoinSet::new();
     let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));

@@ -11,6 +11,7 @@ mod config;
 mod create;
 mod credentials;
 mod doctor;
+mod engine;
 mod env;
 mod export;
 mod format;
@@ -531,7 +532,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Stop(command) => command.run(&session).await,
         Commands::Restart(command) => command.run(&session).await,
         Commands::Kill(command) => command.run(&session).await,
-        Commands::Provision(command) => command.run(&session).await,
+        Commands::Provision(command) => command.run(&session, leaf(matches)).await,
         Commands::Publish(command) => command.run(&session).await,
         Commands::RegenerateCerts(command) => command.run(&session).await,
         Commands::Logs(command) => command.run(&session).await,

@@ -18,6 +18,7 @@ use super::pool;
 use super::record::{ClusterRecord, members};
 use super::spec::ClusterSpec;
 use super::zones::{Place, Role, Zone};
+use crate::engine_options::EngineOptions;
 use crate::machine::create::{self, Wish};
 use crate::machine::{Forge, Member, Record};
 use crate::registry::{self, Site};
@@ -387,6 +388,8 @@ fn wish(request: &Request, place: Place) -> Wish {
         origins: request.origins.clone(),
         image: request.image.clone(),
         publish: Vec::new(),
+        engine: EngineOptions::default(),
+        sans: Vec::new(),
         adopting: None,
         member: Some(Member {
             cluster: request.spec.name.to_string(),

@@ -287,6 +287,31 @@ pub fn put(
     Ok(())
 }
 
+/// Takes a flag's value out of a configuration, where it is there with exactly this value.
+pub fn take(file: &mut Map<String, Value>, key: &str, form: Form, value: &str) {
+    let mut wished = Map::new();
+    if put(&mut wished, key, form, value).is_err() {
+        return;
+    }
+    for (name, value) in wished {
+        let empty = match (file.get_mut(&name), &value) {
+            (Some(Value::Array(found)), Value::Array(gone)) => {
+                found.retain(|value| !gone.contains(value));
+                found.is_empty()
+            }
+            (Some(Value::Object(found)), Value::Object(gone)) => {
+                found.retain(|name, value| gone.get(name) != Some(value));
+                found.is_empty()
+            }
+            (Some(found), value) => *found == *value,
+            (None, _) => false,
+        };
+        if empty {
+            file.remove(&name);
+        }
+    }
+}
+
 fn list<'a>(file: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>, String> {
     let entry = file.entry(key).or_insert_with(|| json!([]));
     entry

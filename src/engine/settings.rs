@@ -36,6 +36,8 @@ pub struct Terms {
     pub port: u16,
     /// What forge's own machines have where nobody says otherwise; nothing on machines of others.
     pub defaults: Map<String, Value>,
+    /// What was wished before: it is taken back where nobody wishes it any more.
+    pub past: Vec<EngineOptions>,
     /// Another storage driver would be one under images and containers that are there.
     pub keep_storage: bool,
 }
@@ -106,6 +108,9 @@ pub fn merge(found: &Found, wished: &EngineOptions, terms: &Terms) -> Result<Set
     let mut file = before.clone();
     let wishes = wishes(wished)?;
     consistent(&wishes)?;
+    for past in &terms.past {
+        retract(&mut file, past, &wishes);
+    }
     let mut extra = Vec::new();
     for wish in &wishes {
         one(found, terms, wish, &mut file, &mut extra)?;
@@ -212,6 +217,18 @@ fn wishes(wished: &EngineOptions) -> Result<Vec<Wish>> {
         wish("storage-driver", driver, words)?;
     }
     Ok(wishes)
+}
+
+/// Takes back what was wished before and is not any more; what another value was given to stays.
+fn retract(file: &mut Map<String, Value>, past: &EngineOptions, wishes: &[Wish]) {
+    // What made no sense never got into a file.
+    for gone in self::wishes(past).unwrap_or_default() {
+        let flag = &gone.flag;
+        if !wishes.iter().any(|wish| wish.flag == *flag) {
+            let (key, form) = keys::of(&flag.name);
+            keys::take(file, key, form, &flag.value);
+        }
+    }
 }
 
 /// Refuses wishes of which only one can come true.

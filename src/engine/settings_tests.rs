@@ -65,6 +65,7 @@ fn terms() -> Terms {
         port: 2376,
         defaults: Map::new(),
         keep_storage: true,
+        past: Vec::new(),
     }
 }
 
@@ -514,6 +515,33 @@ fn a_service_of_openrc_reads_forge_s_part_behind_its_own() {
         Found::read(&format!("init openrc\nconf /etc/conf.d/docker\n{again}")).expect("found");
     let second = merge(&found, &wish(&["env A=b c"]), &terms()).expect("merged");
     assert_eq!(first.start, second.start);
+}
+
+#[test]
+fn what_is_not_wished_any_more_is_taken_back() {
+    let there = DEBIAN.to_owned()
+        + &daemon(
+            &json!({"labels": ["a=b", "own=1"], "mtu": 1400, "log-opts": {"max-size": "1m"}, "dns": ["1.1.1.1"], "debug": true}),
+        );
+    let past = wish(&[
+        "label a=b",
+        "opt mtu=1400",
+        "opt log-opt=max-size=1m",
+        "opt dns=1.1.1.1",
+        "opt debug=false",
+    ]);
+    let terms = Terms {
+        past: vec![past],
+        ..terms()
+    };
+    let merged = |options: &[&str]| {
+        file(&merge(&found(&there, ""), &wish(options), &terms).expect("merged"))
+    };
+    assert_eq!(merged(&[]), json!({"labels": ["own=1"], "debug": true}));
+    assert_eq!(
+        merged(&["label a=c", "opt mtu=1400"]),
+        json!({"labels": ["own=1", "a=c"], "mtu": 1400, "debug": true})
+    );
 }
 
 #[test]

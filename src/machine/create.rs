@@ -23,7 +23,7 @@ use super::{
     Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, imported, provision, reach,
     record,
 };
-use crate::engine_options::EngineOptions;
+use crate::engine_options::{EngineOptions, Install};
 use crate::interrupt;
 use crate::registry;
 use crate::remote::{KeyPair, generate_key};
@@ -49,6 +49,10 @@ pub struct Wish {
     pub image: String,
     /// Ports to publish: `PORT` or `HOSTPORT:PORT`.
     pub publish: Vec<String>,
+    /// What the engine is to be told.
+    pub engine: EngineOptions,
+    /// What the engine's certificate is to carry besides the machine's own names.
+    pub sans: Vec<String>,
     /// The place in a cluster.
     pub member: Option<Member>,
     /// What is known of a host that is there already.
@@ -130,8 +134,9 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         instance: wish.adopting.as_ref().map(Adopting::instance),
         tls: None,
         renewing: None,
-        engine: EngineOptions::default(),
-        sans: Vec::new(),
+        engine: wish.engine.clone(),
+        engine_past: Vec::new(),
+        sans: wish.sans.clone(),
         published,
         member: wish.member.clone(),
         adopted: wish.adopting.as_ref().and_then(|host| host.adopted.clone()),
@@ -222,18 +227,57 @@ fn same(found: Record, wish: &Wish) -> Result<Record> {
         );
     }
     // What the user did not say does not matter: the recorded value stays.
-    for (option, origin) in &wish.origins {
-        if origin != "default" && found.config != wish.config && found.stage < Stage::Ready {
-            return Err(Error::new(
-                Kind::Exists,
-                format!("machine `{name}` was begun with other options than these (`--{option}` is one that was given)"),
-            )
-            .hint(format!(
-                "run the earlier command again, or remove the machine first: `forge rm {name}`"
-            )));
-        }
+    let mut others = wish
+        .origins
+        .iter()
+        .filter(|(_, origin)| *origin != "default" && found.config != wish.config)
+        .map(|(option, _)| option.as_str())
+        .chain(other_engine(&found, wish));
+    if let Some(option) = others.next().filter(|_| found.stage < Stage::Ready) {
+        return Err(Error::new(
+            Kind::Exists,
+            format!("machine `{name}` was begun with other options than these (`--{option}` is one that was given)"),
+        )
+        .hint(format!(
+            "run the earlier command again, or remove the machine first: `forge rm {name}`"
+        )));
     }
+    drop(others);
     Ok(found)
+}
+
+/// An option of the engine that was given and is another than the recorded one.
+fn other_engine(found: &Record, wish: &Wish) -> Option<&'static str> {
+    let (found_engine, engine) = (&found.engine, &wish.engine);
+    let lists = [
+        ("engine-opt", &found_engine.opts, &engine.opts),
+        ("engine-env", &found_engine.env, &engine.env),
+        ("engine-label", &found_engine.labels, &engine.labels),
+        (
+            "engine-insecure-registry",
+            &found_engine.insecure_registries,
+            &engine.insecure_registries,
+        ),
+        (
+            "engine-registry-mirror",
+            &found_engine.mirrors,
+            &engine.mirrors,
+        ),
+        ("tls-san", &found.sans, &wish.sans),
+    ];
+    lists
+        .into_iter()
+        .find(|(_, found, wished)| !wished.is_empty() && found != wished)
+        .map(|(option, _, _)| option)
+        .or_else(|| {
+            let wished = engine.storage_driver.is_some();
+            (wished && engine.storage_driver != found_engine.storage_driver)
+                .then_some("engine-storage-driver")
+        })
+        .or_else(|| {
+            let wished = engine.install != Install::Distribution;
+            (wished && engine.install != found_engine.install).then_some("engine-install-url")
+        })
 }
 
 /// What can be said of this host and this driver before there is an image to make so many machines from.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{Forge, Record};
 use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
-use crate::engine_options::EngineOptions;
+use crate::engine_options::{EngineOptions, Install};
 use crate::playbook::{self, Secrets, Vars};
 use crate::remote::Guest;
 use crate::secret::Secret;
@@ -43,24 +43,44 @@ pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<
     if found.engine.is_some() {
         return Ok(found);
     }
-    let family = found.os.family().ok_or_else(|| {
-        Error::new(
-            Kind::Unavailable,
-            format!(
-                "there is no engine on `{}`, and forge does not know how to install one there",
-                found.os.name
-            ),
-        )
-        .hint("install Docker, then run the same command again")
-    })?;
-    let book = playbook::load(&forge.assets, &format!("engine/{family}"))?;
-    let job = playbook::compile(&[(&book, &Vars::new())], &Secrets::new(), false)?;
+    let (book, vars) = installer(&found, &record.engine.install)?;
+    let book = playbook::load(&forge.assets, &format!("engine/{book}"))?;
+    let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
     forge
         .events
         .step("provisioning", "the container engine is installed", None)
         .await;
     playbook::run(guest, &job, forge.patience, &|_| {}).await?;
     look(forge, guest, &record.engine).await
+}
+
+/// The playbook that installs an engine, and its variables.
+fn installer(found: &Found, install: &Install) -> Result<(&'static str, Vars)> {
+    let none = || {
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "there is no container engine on this machine, which is `{}`",
+                found.os.name
+            ),
+        )
+    };
+    let packages = match install {
+        Install::Url(url) => return Ok(("url", Vars::new().with("url", url))),
+        Install::None => {
+            return Err(none()
+                .because("it is not to be installed (`--engine-install-url none`)")
+                .hint("install it on the machine, then run the same command again"));
+        }
+        Install::Packages(packages) => packages.as_slice(),
+        Install::Distribution => &[],
+    };
+    let family = found.os.family().ok_or_else(|| {
+        none()
+            .because("forge does not know how one is installed there")
+            .hint("install Docker, then run the same command again")
+    })?;
+    Ok((family, Vars::new().with("packages", packages)))
 }
 
 /// What the engine of a machine is to be told: what is wished, and on forge's own machines what they all have. On a
@@ -74,11 +94,13 @@ pub fn settings(forge: &Forge, record: &Record, found: &Found) -> Result<Setting
             port: PORT,
             defaults: defaults(forge)?,
             keep_storage: true,
+            past: record.engine_past.clone(),
         },
         Some(_) => Terms {
             port: record.endpoints()?.engine.port(),
             defaults: Map::new(),
             keep_storage: true,
+            past: record.engine_past.clone(),
         },
     };
     settings::merge(found, &record.engine, &terms)

@@ -97,10 +97,11 @@ pub async fn apply(
         .steps
         .iter()
         .any(|step| step.step == GROUP_STEP && step.status == Status::Changed);
-    if record.stage != Stage::Ready {
+    if record.stage != Stage::Ready || !record.engine_past.is_empty() {
+        changed += usize::from(record.stage != Stage::Ready);
         record.stage = Stage::Ready;
+        record.engine_past.clear();
         record.save(&forge.store)?;
-        changed += 1;
     }
     forge
         .events

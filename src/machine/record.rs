@@ -81,6 +81,9 @@ pub struct Record {
     /// What the engine is to be told.
     #[serde(default)]
     pub engine: EngineOptions,
+    /// What it was to be told before, and may still be: taken back by the next provisioning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engine_past: Vec<EngineOptions>,
     /// Names and addresses that the certificate carries besides the machine's own.
     #[serde(default)]
     pub sans: Vec<String>,
@@ -269,6 +272,16 @@ impl Record {
         self.imported
             .as_ref()
             .map_or(&self.driver, |imported| &imported.driver)
+    }
+
+    /// Wishes something else of its engine; what was wished before is taken back when this is brought about.
+    pub fn wish(&mut self, wished: EngineOptions) {
+        if wished != self.engine {
+            let before = std::mem::replace(&mut self.engine, wished);
+            if !self.engine_past.contains(&before) {
+                self.engine_past.push(before);
+            }
+        }
     }
 
     /// Its address between machines: decided before the provider was asked, or told by it.

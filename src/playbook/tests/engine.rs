@@ -184,6 +184,7 @@ impl Machine {
             port: 2376,
             defaults: Map::new(),
             keep_storage: true,
+            past: Vec::new(),
         };
         let settings = settings::merge(&self.look(deep).await, options, &terms)?;
         let vars = engine::vars(&settings, "CA", "CERTIFICATE", None);

@@ -259,6 +259,7 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
         instance,
         tls: certificate(&to),
         engine: foreign.engine_options.clone(),
+        engine_past: Vec::new(),
         sans: foreign.sans.clone(),
         published: Vec::new(),
         member: None,

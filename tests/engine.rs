@@ -1,0 +1,416 @@
+//! What an engine is told: by `create` and `provision`, in the machine's files, records and lists.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use common::{Lab, files, until};
+use forge_driver::fake::Knob;
+use serde_json::{Value, json};
+
+/// The folder of the only machine's files.
+fn root(lab: &Lab) -> PathBuf {
+    let vms = lab.provider.vms().expect("the provider");
+    lab.provider.folder(vms[0].claim).join("root")
+}
+
+fn read(lab: &Lab, name: &str) -> String {
+    std::fs::read_to_string(root(lab).join(name)).unwrap_or_default()
+}
+
+fn daemon(lab: &Lab) -> Value {
+    serde_json::from_str(&read(lab, "etc/docker/daemon.json")).expect("JSON")
+}
+
+/// How often the engine was started.
+fn starts(lab: &Lab) -> usize {
+    read(lab, "etc/docker/restarts").lines().count()
+}
+
+const OPTIONS: &str = "--engine-opt log-level=debug --engine-opt live-restore --engine-env HTTP_PROXY=http://p:3128 --engine-label zone=z1 --engine-label disk=fast --engine-insecure-registry r.example:5000 --engine-registry-mirror https://m.example --engine-storage-driver overlay2 --tls-san n1.example --tls-san 192.0.2.7";
+
+#[test]
+fn an_engine_is_told_what_was_wished_of_it_and_a_second_run_changes_nothing() {
+    let lab = Lab::new();
+    lab.forge(&format!("create n1 {OPTIONS}")).ok();
+    let text = "{\n  \"insecure-registries\": [\n    \"r.example:5000\"\n  ],\n  \"labels\": [\n    \"zone=z1\",\n    \"disk=fast\"\n  ],\n  \"live-restore\": true,\n  \"log-driver\": \"json-file\",\n  \"log-level\": \"debug\",\n  \"log-opts\": {\n    \"max-file\": \"3\",\n    \"max-size\": \"10m\"\n  },\n  \"registry-mirrors\": [\n    \"https://m.example\"\n  ],\n  \"storage-driver\": \"overlay2\"\n}\n";
+    assert_eq!(read(&lab, "etc/docker/daemon.json"), text);
+    assert_eq!(
+        read(&lab, "etc/docker/forge.env"),
+        "FORGE_ENGINE_FLAGS=\"-H tcp://0.0.0.0:2376 --tlsverify --tlscacert=/etc/docker/tls/ca.pem --tlscert=/etc/docker/tls/server.pem --tlskey=/etc/docker/tls/server-key.pem\"\nHTTP_PROXY=\"http://p:3128\"\n"
+    );
+    let names = lab.record("n1")["tls"]["names"].clone();
+    let names: Vec<&str> = names
+        .as_array()
+        .expect("names")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(
+        names.contains(&"n1.example") && names.contains(&"192.0.2.7"),
+        "{names:?}"
+    );
+
+    let before = files(&root(&lab));
+    let again = lab.forge("provision n1 --json").ok().summary();
+    assert_eq!(again["changed"], 0);
+    assert_eq!(files(&root(&lab)), before, "a second run changes no byte");
+    assert_eq!(starts(&lab), 1);
+
+    let config = lab.home.join("machines/n1/config.json");
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(config).expect("config.json")).expect("JSON");
+    let engine = &config["HostOptions"]["EngineOptions"];
+    assert_eq!(
+        engine["ArbitraryFlags"],
+        json!(["log-level=debug", "live-restore"])
+    );
+    assert_eq!(engine["Env"], json!(["HTTP_PROXY=http://p:3128"]));
+    assert_eq!(engine["Labels"], json!(["zone=z1", "disk=fast"]));
+    assert_eq!(engine["InsecureRegistry"], json!(["r.example:5000"]));
+    assert_eq!(engine["RegistryMirror"], json!(["https://m.example"]));
+    assert_eq!(engine["StorageDriver"], "overlay2");
+    assert_eq!(
+        config["HostOptions"]["AuthOptions"]["ServerCertSANs"],
+        json!(["n1.example", "192.0.2.7"])
+    );
+    lab.forge("ls -q --filter label=zone=z1")
+        .says(0, "n1\n", "");
+    lab.forge("ls -q --filter label=zone=z2").says(0, "", "");
+    lab.words(&[
+        "inspect",
+        "-f",
+        "{{index .HostOptions.EngineOptions.Labels 1}}",
+        "n1",
+    ])
+    .says(0, "disk=fast\n", "");
+}
+
+#[test]
+fn provision_adds_changes_and_takes_back() {
+    let lab = Lab::new();
+    lab.forge("create n1 --engine-label a=b --engine-opt mtu=1400")
+        .ok();
+    lab.forge("provision n1 --engine-label a=c --engine-label d=e --engine-opt debug")
+        .ok();
+    let told = daemon(&lab);
+    assert_eq!(told["labels"], json!(["a=c", "d=e"]));
+    assert_eq!((&told["mtu"], &told["debug"]), (&json!(1400), &json!(true)));
+    assert_eq!(starts(&lab), 2);
+    assert_eq!(lab.record("n1")["engine"]["labels"], json!(["a=c", "d=e"]));
+    assert_eq!(lab.record("n1").get("engine_past"), None);
+    // What others wrote stays when forge's own is taken back.
+    let mut own = told;
+    own["labels"] = json!(["a=c", "d=e", "own=1"]);
+    std::fs::write(
+        root(&lab).join("etc/docker/daemon.json"),
+        own.to_string() + "\n",
+    )
+    .expect("written");
+    lab.forge("provision n1 --engine-reset --engine-opt mtu=1500")
+        .ok();
+    let told = daemon(&lab);
+    assert_eq!(told["labels"], json!(["own=1"]));
+    assert_eq!((&told["mtu"], told.get("debug")), (&json!(1500), None));
+    assert_eq!(
+        lab.forge("provision n1 --json").ok().summary()["changed"],
+        0
+    );
+    // A name for the certificate.
+    lab.forge("provision n1 --tls-san other.example").ok();
+    assert!(
+        lab.record("n1")["tls"]["names"]
+            .to_string()
+            .contains("other.example")
+    );
+}
+
+#[test]
+fn a_change_that_was_cut_off_is_gone_on_with_by_the_next_provisioning() {
+    let lab = Lab::new();
+    lab.forge("create n1 --engine-label a=b").ok();
+    lab.turn(Knob::SilentSsh, true);
+    lab.forge("provision n1 --engine-reset --timeout 1")
+        .run()
+        .code(1);
+    assert_eq!(lab.record("n1")["engine_past"][0]["labels"], json!(["a=b"]));
+    lab.turn(Knob::SilentSsh, false);
+    lab.forge("provision n1").ok();
+    assert_eq!(daemon(&lab).get("labels"), None);
+    assert_eq!(lab.record("n1").get("engine_past"), None);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anything_is_touched() {
+    let lab = Lab::new();
+    for (words, said) in [
+        (
+            "--engine-label a=b --engine-label a=c",
+            "`--engine-label a=b` and `--engine-label a=c` contradict each other",
+        ),
+        (
+            "--engine-label a",
+            "`--engine-label a` makes no sense\ncaused by: it has to be `NAME=VALUE`",
+        ),
+        (
+            "--engine-env A",
+            "`--engine-env A` makes no sense\ncaused by: it has to be `NAME=VALUE`",
+        ),
+        (
+            "--engine-registry-mirror m.example",
+            "`--engine-registry-mirror m.example` is no URL",
+        ),
+        (
+            "--engine-opt host=tcp://0.0.0.0:1",
+            "`--engine-opt host=tcp://0.0.0.0:1` is not to be wished",
+        ),
+        (
+            "--engine-install-url ftp://x",
+            "`ftp://x` is not the URL of a script",
+        ),
+        (
+            "--engine-install-url none --engine-packages a",
+            "an engine comes from packages or from a script, and both are wished",
+        ),
+        (
+            "--engine-packages a;b",
+            "`a;b` is not the name of a package",
+        ),
+        (
+            "--tls-san a..b",
+            "`--tls-san a..b` is neither a name nor an address",
+        ),
+    ] {
+        let ended = lab.forge(&format!("create n1 {words}")).run().code(2);
+        assert!(
+            ended.stderr.starts_with(&format!("error: {said}\n")),
+            "{words}: {}",
+            ended.stderr
+        );
+        assert!(!lab.home.join("machines/n1").exists(), "{words}");
+    }
+    lab.provider_is_empty("after refusals");
+    lab.forge("create n1 --engine-label a=b").ok();
+    let before = lab.files();
+    lab.forge("provision n1 --engine-opt label=a=c")
+        .run()
+        .code(2);
+    let now = lab.files();
+    let record = lab.home.join("machines/n1/machine.json");
+    assert_eq!(before[&record], now[&record]);
+}
+
+#[test]
+fn a_contradiction_with_what_is_found_names_both() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    std::fs::create_dir_all(root(&lab).join("etc/default")).expect("a folder");
+    std::fs::write(
+        root(&lab).join("etc/default/docker"),
+        "DOCKER_OPTS=\"--log-level=info\"\n",
+    )
+    .expect("written");
+    let ended = lab
+        .forge("provision n1 --engine-opt log-level=debug")
+        .run()
+        .code(1);
+    assert!(
+        ended.stderr.contains("`--engine-opt log-level=debug` contradicts the flag `--log-level=info` that the engine is started with"),
+        "{}", ended.stderr
+    );
+    assert_eq!(starts(&lab), 1);
+    std::fs::write(root(&lab).join("etc/docker/storage"), "overlay2\n").expect("written");
+    lab.forge("provision n1 --engine-reset").ok();
+    let ended = lab
+        .forge("provision n1 --engine-storage-driver btrfs")
+        .run()
+        .code(1);
+    assert!(
+        ended
+            .stderr
+            .contains("the storage driver `overlay2` that is in use"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn variables_say_what_options_do_not_and_only_of_new_machines() {
+    let lab = Lab::new();
+    lab.forge("create n1")
+        .env(
+            "ENGINE_REGISTRY_MIRROR",
+            "https://a.example,https://b.example",
+        )
+        .env("FORGE_ENGINE_STORAGE_DRIVER", "overlay2")
+        .ok();
+    assert_eq!(
+        daemon(&lab)["registry-mirrors"],
+        json!(["https://a.example", "https://b.example"])
+    );
+    assert_eq!(daemon(&lab)["storage-driver"], "overlay2");
+    let again = lab
+        .forge("provision n1 --json")
+        .env("FORGE_ENGINE_REGISTRY_MIRROR", "https://c.example")
+        .env("ENGINE_REGISTRY_MIRROR", "https://c.example")
+        .ok();
+    assert_eq!(again.summary()["changed"], 0);
+    lab.forge("rm -y n1").ok();
+    lab.forge("create n1 --engine-registry-mirror https://d.example")
+        .env("ENGINE_REGISTRY_MIRROR", "https://a.example")
+        .ok();
+    assert_eq!(
+        daemon(&lab)["registry-mirrors"],
+        json!(["https://d.example"])
+    );
+}
+
+/// A server that has one script, or has not.
+struct Server {
+    url: String,
+    there: Arc<AtomicBool>,
+    _end: mpsc::Sender<()>,
+}
+
+impl Server {
+    fn start(script: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!(
+            "http://{}/engine.sh",
+            listener.local_addr().expect("an address")
+        );
+        let there = Arc::new(AtomicBool::new(false));
+        let (end, ended) = mpsc::channel::<()>();
+        let serves = there.clone();
+        listener.set_nonblocking(true).expect("set");
+        std::thread::spawn(move || {
+            while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                let Ok((mut stream, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                let _ = stream.set_nonblocking(false);
+                let _ = stream.read(&mut [0; 1024]);
+                let answer = if serves.load(Ordering::SeqCst) {
+                    format!(
+                        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{script}",
+                        script.len()
+                    )
+                } else {
+                    // What a pipe into a shell would have run.
+                    "HTTP/1.0 404 Not Found\r\nContent-Length: 9\r\n\r\nexit 0; #".to_owned()
+                };
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        Self {
+            url,
+            there,
+            _end: end,
+        }
+    }
+}
+
+#[test]
+fn a_script_that_is_not_there_is_a_failure_and_the_same_command_goes_on() {
+    let lab = Lab::new();
+    let server = Server::start("echo by-script >\"$FORGE_FAKE_ROOT/etc/docker/installed\"\n");
+    std::fs::write(lab.provider.root().join("no-engine"), "").expect("written");
+    let words = format!("create n1 --engine-install-url {}", server.url);
+    let ended = lab.forge(&words).run().code(1);
+    assert!(ended.stderr.contains("404"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains(&format!(
+            "the script of --engine-install-url cannot be had: {}",
+            server.url
+        )),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(read(&lab, "etc/docker/installed"), "");
+    server.there.store(true, Ordering::SeqCst);
+    lab.forge("create n1").ok();
+    assert_eq!(read(&lab, "etc/docker/installed"), "by-script\n");
+    // By docker-machine's variable and name.
+    lab.forge("rm -y n1").ok();
+    lab.forge("create -d fake n1")
+        .called("docker-machine")
+        .env("MACHINE_DOCKER_INSTALL_URL", &server.url)
+        .ok();
+    assert_eq!(read(&lab, "etc/docker/installed"), "by-script\n");
+}
+
+#[test]
+fn an_engine_comes_from_named_packages_from_the_distribution_or_from_nowhere() {
+    let lab = Lab::new();
+    std::fs::write(lab.provider.root().join("no-engine"), "").expect("written");
+    for (words, packages) in [
+        (
+            "--engine-packages docker-ce,docker-ce-cli",
+            "docker-ce docker-ce-cli\n",
+        ),
+        ("", "docker.io\n"),
+    ] {
+        lab.forge(&format!("create n1 {words}")).ok();
+        assert_eq!(read(&lab, "etc/docker/installed"), packages);
+        lab.forge("rm -y n1").ok();
+    }
+    let ended = lab
+        .forge("create n1 --engine-install-url none")
+        .run()
+        .code(1);
+    assert!(
+        ended
+            .stderr
+            .contains("there is no container engine on this machine, which is `a folder`"),
+        "{}",
+        ended.stderr
+    );
+    let begun = lab.forge("create n1 --engine-label a=b").run().code(1);
+    assert!(
+        begun.stderr.contains(
+            "was begun with other options than these (`--engine-label` is one that was given)"
+        ),
+        "{}",
+        begun.stderr
+    );
+}
+
+#[test]
+fn a_slow_engine_succeeds() {
+    let lab = Lab::new();
+    lab.turn(Knob::SilentEngine, true);
+    let running = lab.forge("create n1 --json").start();
+    until("the engine is waited for", || {
+        lab.logged().contains("an engine that answers over TLS")
+    });
+    std::thread::sleep(Duration::from_millis(700));
+    lab.turn(Knob::SilentEngine, false);
+    running.wait(&lab).code(0);
+}
+
+#[test]
+fn a_dead_engine_is_shown_with_the_end_of_its_journal() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    std::fs::create_dir_all(root(&lab).join("var/log")).expect("a folder");
+    std::fs::write(
+        root(&lab).join("var/log/docker.log"),
+        "failed to start daemon: no such graph driver\n",
+    )
+    .expect("written");
+    lab.turn(Knob::SilentEngine, true);
+    let ended = lab.forge("provision n1 --timeout 2").run().code(1);
+    assert!(
+        ended
+            .stderr
+            .contains("the end of its journal:\nfailed to start daemon: no such graph driver\n"),
+        "{}",
+        ended.stderr
+    );
+}
