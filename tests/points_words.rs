@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::points::{ABORTED, aborted, each, points};
-use common::{FORGE, Lab, Run, files};
+use common::{Lab, files};
 
 const PROGRAMS: [&str; 2] = ["forge", "docker-machine"];
 
@@ -13,21 +13,6 @@ fn made() -> Lab {
     let lab = Lab::new();
     lab.forge("create n1").ok();
     lab
-}
-
-/// A shell that knows forge by both names, in the surroundings of a lab.
-fn bash<'a>(lab: &'a Lab, script: &str) -> Run<'a> {
-    let bin = lab.folder().join("bin");
-    if !bin.exists() {
-        fs::create_dir(&bin).expect("a folder");
-        for name in PROGRAMS {
-            std::os::unix::fs::symlink(FORGE, bin.join(name)).expect("a link");
-        }
-    }
-    let path = std::env::var("PATH").unwrap_or_default();
-    lab.forge("")
-        .env("PATH", format!("{}:{path}", bin.display()))
-        .under("bash", &["-c", script], &[])
 }
 
 #[test]
@@ -73,20 +58,18 @@ fn point_20_eval_of_an_env_that_fails_sets_nothing_and_fails() {
             let script = format!(
                 "eval \"$({program} {line})\"; echo \"host=$DOCKER_HOST\"; lines=$({program} {line}) && echo ok"
             );
-            let ended = bash(&lab, &script).run();
+            let ended = lab.bash(&script).run();
             assert_ne!(ended.code, 0, "{script}");
             assert_eq!(ended.stdout, "host=\n", "{script}");
         }
         let host = format!("host=tcp://{}:2376\n", lab.address("n1"));
-        bash(
-            &lab,
-            &format!("eval \"$({program} env n1)\"; echo \"host=$DOCKER_HOST\""),
-        )
+        lab.bash(&format!(
+            "eval \"$({program} env n1)\"; echo \"host=$DOCKER_HOST\""
+        ))
         .says(0, &host, "");
-        bash(
-            &lab,
-            &format!("eval $({program} env n1) && echo \"host=$DOCKER_HOST\""),
-        )
+        lab.bash(&format!(
+            "eval $({program} env n1) && echo \"host=$DOCKER_HOST\""
+        ))
         .says(0, &host, "");
     }
 }
@@ -123,7 +106,7 @@ fn point_21_the_end_of_input_removes_nothing() {
     fs::write(&typed, [4]).expect("written");
     for (program, fails) in [("forge", true), ("docker-machine", false)] {
         let script = format!("script -qec '{program} rm n1' /dev/null <typed");
-        let ended = bash(&lab, &script).run();
+        let ended = lab.bash(&script).run();
         assert_eq!(ended.code != 0, fails, "{}", ended.stdout);
         assert!(ended.stdout.contains("n1"), "it asked: {}", ended.stdout);
         lab.forge("ls -q").says(0, "n1\n", "");

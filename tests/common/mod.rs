@@ -114,6 +114,21 @@ impl Lab {
         }
     }
 
+    /// A line of bash in the same surroundings, for which links to the binary, named `forge` and `docker-machine`, stand
+    /// first in the path.
+    pub fn bash(&self, script: &str) -> Run<'_> {
+        let bin = self.folder().join("bin");
+        fs::create_dir_all(&bin).expect("a folder");
+        for name in ["forge", "docker-machine"] {
+            // It is there from the second call on.
+            let _ = std::os::unix::fs::symlink(FORGE, bin.join(name));
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        self.forge("")
+            .env("PATH", format!("{}:{path}", bin.display()))
+            .under("bash", &["-c", script], &[])
+    }
+
     /// Turns a knob of the provider.
     pub fn turn(&self, knob: Knob, on: bool) {
         let path = self.provider.root().join(knob.file());
