@@ -294,6 +294,25 @@ fn the_variable_that_keeps_proxies_away_is_the_one_that_says_something() {
 #[test]
 fn what_was_for_the_classic_swarm_is_refused_with_what_serves_instead() {
     let lab = made("n1");
+    for line in [
+        "create --swarm n2",
+        "create -swarm-master --swarm-discovery token://x n2",
+        "create --swarm-image=swarm:1.2.0 -d fake n2",
+        "create --swarm-opt a=b --swarm-opt -c n2",
+    ] {
+        let ended = docker_machine(&lab, line).run().code(1);
+        assert_eq!(ended.stdout, "");
+        assert!(
+            ended
+                .stderr
+                .starts_with("Error setting machine configuration from flags provided: `--swarm")
+                && ended.stderr.contains("forge cluster up"),
+            "{}",
+            ended.stderr
+        );
+        lab.forge(line).run().code(2);
+    }
+    lab.forge("ls -q").says(0, "n1\n", "");
     for command in ["env --swarm n1", "config --swarm n1"] {
         let ended = lab.forge(command).run().code(2);
         assert_eq!(ended.stdout, "");

@@ -6,7 +6,7 @@ use forge_driver::Result;
 use serde_json::json;
 
 use super::adopt::direct;
-use super::env::no_swarm;
+use super::classic_swarm::not_led_to;
 use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
@@ -27,7 +27,7 @@ pub struct Config {
 impl Config {
     /// Prints one option a line.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        no_swarm(self.swarm)?;
+        not_led_to(self.swarm)?;
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
         let forge = session.reader()?;
         let record = Record::load(&forge.store, &name)?;

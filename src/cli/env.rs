@@ -6,6 +6,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
 use super::adopt::direct;
+use super::classic_swarm::not_led_to;
 use super::shell::{Shell, command_line};
 use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session, use_};
@@ -47,7 +48,7 @@ const VARIABLES: [&str; 4] = [
 impl Env {
     /// Prints the lines.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        no_swarm(self.swarm)?;
+        not_led_to(self.swarm)?;
         let shell = self.shell.unwrap_or_else(Shell::of_user);
         if self.unset {
             if self.name.is_some() {
@@ -90,21 +91,6 @@ async fn context(session: &Session, name: &str) -> Result<String> {
     let forge = session.reader()?;
     live(&forge, &Record::load(&forge.store, name)?).await?;
     use_::made(session, &use_::docker()?, name, "env").await
-}
-
-/// Refuses docker-machine's `--swarm`: what it led to was another program.
-///
-/// # Errors
-/// [`Kind::Usage`] with what serves instead.
-pub fn no_swarm(asked: bool) -> Result<()> {
-    if !asked {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Usage,
-        "`--swarm` is about the classic Swarm, which forge does not make",
-    )
-    .hint("`forge cluster env` leads to a manager of a cluster"))
 }
 
 /// The variables for one machine, whose engine answers.

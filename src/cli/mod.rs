@@ -5,6 +5,7 @@ mod adopt;
 mod argv;
 mod ask;
 mod authority;
+mod classic_swarm;
 mod cluster;
 mod completions;
 mod config;
@@ -199,6 +200,9 @@ pub fn main() -> ExitCode {
     };
     if persona == Persona::DockerMachine {
         report::as_docker_machine(persona::Line::of(&matches));
+        if let Err(error) = classic_swarm::none_in(&matches) {
+            return report::failed(&error, None);
+        }
     }
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -14,8 +14,8 @@ use clap::{Arg, ArgMatches, Command};
 use forge::machine::survey::Condition;
 use forge_driver::{Error, Fact, Kind, State};
 
-use super::DEFAULT_MACHINE;
 use super::shell::of_any_name;
+use super::{DEFAULT_MACHINE, classic_swarm};
 
 /// The name that this program was started by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ impl Persona {
             Self::DockerMachine => without_meaning(command)
                 .name(NAME)
                 .version(VERSION)
+                .mut_subcommand("create", classic_swarm::options)
                 .mut_subcommand("env", |env| {
                     env.mut_arg("shell", |shell| shell.value_parser(of_any_name))
                 })
