@@ -1,7 +1,26 @@
 //! Several things at once: how they end, and how several failures become one error.
 
+use std::sync::Arc;
+
 use forge_driver::{Error, Kind, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
+
+/// Room for so many tasks at once; the others wait for their turn.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// For this many.
+    pub fn of(count: usize) -> Self {
+        Self(Arc::new(Semaphore::new(count)))
+    }
+
+    /// A task's turn, until it is dropped. Never closed: without one the work would only start sooner.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().acquire_owned().await.ok()
+    }
+}
 
 /// The error of a task that panicked or was dropped.
 pub fn broke_off(error: JoinError) -> Error {

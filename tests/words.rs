@@ -551,3 +551,18 @@ fn several_machines_are_changed_at_once_and_each_failure_is_a_line() {
     }
     lab.forge("ls -q").says(0, "n2\nn3\n", "");
 }
+
+#[test]
+fn a_question_is_left_by_an_interruption() {
+    let lab = made("n1");
+    for (program, asks) in [("forge", "y/N"), ("docker-machine", "y/n")] {
+        let script = format!(
+            "rm -f fifo; mkfifo fifo; exec 3<>fifo; {program} rm n1 <&3 >said 2>&1 & pid=$!\nuntil grep -q {asks} said; do sleep 0.05; done; kill -TERM $pid; wait $pid; echo rc=$?"
+        );
+        lab.bash(&script).says(0, "rc=130\n", "");
+        lab.forge("ls -q").says(0, "n1\n", "");
+    }
+    // Only the beginning of an answer that has no end is read.
+    let script = "yes | tr -d '\\n' | forge rm n1 2>/dev/null; echo rc=$?";
+    lab.bash(script).says(0, "rc=1\n", "");
+}

@@ -208,7 +208,12 @@ async fn adopt(
         let (port, user) = (route.config.engine_port, route.config.ssh_user.as_deref());
         let looking = session.passing()?;
         let (found, facts) = adopt::look(&looking.forge, &*guest, port).await?;
-        let plan = Plan::of((&found, &facts), user.unwrap_or_default(), port, &wished.engine)?;
+        let plan = Plan::of(
+            (&found, &facts),
+            user.unwrap_or_default(),
+            port,
+            &wished.engine,
+        )?;
         show(session, name, &route.config.host, &plan);
         if manner.dry_run {
             return Ok(None);

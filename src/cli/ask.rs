@@ -1,15 +1,50 @@
-//! What only a person knows, asked for at the terminal: whether a host key is the right one, what opens a key.
+//! What only a person knows: an answer to a question, whether a host key is the right one, what opens a key.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use forge::interrupt;
 use forge::machine::adopt::Ask;
 use forge::playbook::quote;
 use forge::remote::login::Unlock;
 use forge::secret::Secret;
 use forge_driver::{Context, Error, Kind, Result};
+
+/// No answer is longer.
+const LONGEST: u64 = 1024;
+/// An interruption is heard within this time.
+const LISTEN: Duration = Duration::from_millis(100);
+
+/// A line of standard input, be that a terminal or not; `None` at its end. Waits for as long as it takes, but not for
+/// longer than until the user interrupts.
+///
+/// # Errors
+/// [`Kind::Interrupted`], or what reading comes to.
+pub fn line() -> Result<Option<String>> {
+    let (sender, receiver) = sync_channel(1);
+    // It may never end; the process then ends without it.
+    std::thread::spawn(move || {
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().take(LONGEST).read_line(&mut answer);
+        // Nobody listens any more when the user has interrupted.
+        let _ = sender.send(read.map(|count| (count > 0).then_some(answer)));
+    });
+    loop {
+        match receiver.recv_timeout(LISTEN) {
+            Ok(read) => {
+                return read.map_err(|error| {
+                    Error::new(Kind::Io, "standard input cannot be read").because(error)
+                });
+            }
+            Err(RecvTimeoutError::Timeout) => interrupt::check()?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
+}
 
 /// Whoever sits at the terminal of this command, if anybody does.
 pub struct Person;
@@ -34,10 +69,9 @@ impl Ask for Person {
         let fingerprint = fingerprint.to_owned();
         let asked = tokio::task::spawn_blocking(move || {
             let _ = write!(std::io::stderr(), "{question}");
-            let mut answer = String::new();
-            let read = std::io::stdin().read_line(&mut answer);
+            let answer = line().ok().flatten().unwrap_or_default();
             let answer = answer.trim();
-            read.is_ok() && (answer.eq_ignore_ascii_case("yes") || answer == fingerprint)
+            answer.eq_ignore_ascii_case("yes") || answer == fingerprint
         });
         Some(asked.await.unwrap_or(false))
     }

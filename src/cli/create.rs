@@ -312,13 +312,12 @@ async fn create_all(
         records.push(create::claim(forge, &chosen.wish(name, &image, wished)).await?);
     }
     let mut running = tokio::task::JoinSet::new();
-    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(FAN_OUT));
+    let room = tasks::Room::of(FAN_OUT);
     for record in records {
         let forge = forge.of(&record.name);
         let room = room.clone();
         running.spawn(async move {
-            // The semaphore is never closed; without a permit the work would only start sooner.
-            let _permit = room.acquire().await;
+            let _turn = room.turn().await;
             let name = record.name.clone();
             let done = create::bring_up(&forge, record, None, &[])
                 .await

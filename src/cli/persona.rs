@@ -12,10 +12,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use forge::machine::survey::Condition;
-use forge_driver::{Error, Fact, Kind, State};
+use forge_driver::{Error, Fact, Kind, Result, State};
 
 use super::shell::of_any_name;
-use super::{DEFAULT_MACHINE, classic_swarm};
+use super::{DEFAULT_MACHINE, ask, classic_swarm};
 
 /// The name that this program was started by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,22 +101,27 @@ impl Persona {
 
     /// Asks whether these machines are to be removed, as docker-machine did: a line of any standard input is an answer, and
     /// its end is a no. Nothing is asked where the user is `sure`.
-    pub fn may_remove(self, names: &[String], sure: bool) -> bool {
+    ///
+    /// # Errors
+    /// As [`ask::line`].
+    pub fn may_remove(self, names: &[String], sure: bool) -> Result<bool> {
         self.say(&format!("About to remove {}", names.join(", ")));
         self.say("WARNING: This action will delete both local reference and remote instance.");
         if sure {
-            return true;
+            return Ok(true);
         }
-        self.ask("Are you sure?").unwrap_or(false)
+        Ok(self.ask("Are you sure?")?.unwrap_or(false))
     }
 
     /// Asks as docker-machine did (`confirmInput`): a line of any standard input is an answer; `None` where there is none.
-    pub fn ask(self, question: &str) -> Option<bool> {
+    ///
+    /// # Errors
+    /// As [`ask::line`].
+    pub fn ask(self, question: &str) -> Result<Option<bool>> {
         let mut out = std::io::stdout();
         let _ = write!(out, "{question} (y/n): ").and_then(|()| out.flush());
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).ok()?;
-        (!answer.trim().is_empty()).then(|| yes(&answer))
+        let answer = ask::line()?.filter(|answer| !answer.trim().is_empty());
+        Ok(answer.map(|answer| yes(&answer)))
     }
 }
 

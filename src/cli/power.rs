@@ -8,7 +8,7 @@ use forge_driver::{Error, Fact, Kind, Result, State};
 use serde_json::json;
 
 use super::adopt::passwords;
-use super::create::conclude;
+use super::create::{FAN_OUT, conclude};
 use super::persona::{self, Persona};
 use super::rm::distinct;
 use super::where_is::{or_default, records};
@@ -159,9 +159,12 @@ pub async fn change_all(
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let records = records(&forge.store, names)?;
     let mut running = tokio::task::JoinSet::new();
+    let room = tasks::Room::of(FAN_OUT);
     for record in records {
         let forge = forge.of(&record.name);
+        let room = room.clone();
         running.spawn(async move {
+            let _turn = room.turn().await;
             let done = match change {
                 Change::Start => power::start(&forge, &record).await,
                 Change::Stop => power::stop(&forge, &record).await,

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::adopt::passwords;
-use super::create::conclude;
+use super::create::{FAN_OUT, conclude};
 use super::rm::distinct;
 use super::where_is::{or_default, records};
 use super::{Outcome, Session, engine};
@@ -116,8 +116,10 @@ async fn all(
     // The engines of one cluster need each other: they are told something new one after another.
     let mut turns: BTreeMap<String, Arc<Mutex<()>>> = BTreeMap::new();
     let mut running = tokio::task::JoinSet::new();
+    let room = tasks::Room::of(FAN_OUT);
     for record in records {
         let forge = forge.of(&record.name);
+        let room = room.clone();
         let turn = record
             .member
             .as_ref()
@@ -128,6 +130,7 @@ async fn all(
                 Some(turn) => Some(turn.lock().await),
                 None => None,
             };
+            let _room = room.turn().await;
             let name = record.name.clone();
             (name, one(&forge, record).await)
         });

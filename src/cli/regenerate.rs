@@ -122,7 +122,7 @@ fn agreed(session: &Session, names: &[String]) -> Result<bool> {
     if session.persona() == Persona::DockerMachine && !session.json() {
         return session
             .persona()
-            .ask("Regenerate TLS machine certs?  Warning: this is irreversible.")
+            .ask("Regenerate TLS machine certs?  Warning: this is irreversible.")?
             .ok_or_else(|| Error::new(Kind::Failed, "the question was not answered"));
     }
     confirm(&format!(

@@ -13,10 +13,10 @@ use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result};
 
 use super::adopt::passwords;
-use super::create::conclude;
+use super::create::{FAN_OUT, conclude};
 use super::persona::Persona;
 use super::power::summary;
-use super::{Outcome, Session, report};
+use super::{Outcome, Session, ask, report};
 
 /// Remove machines with their disks
 #[derive(Args)]
@@ -43,7 +43,7 @@ impl Rm {
         let none_yet = session.existing()?.is_none();
         let sure = self.yes || self.force;
         let in_other_words = session.persona() == Persona::DockerMachine && !session.json();
-        if in_other_words && !session.persona().may_remove(&names, sure) {
+        if in_other_words && !session.persona().may_remove(&names, sure)? {
             return Ok(Outcome::Done);
         }
         if none_yet && self.force {
@@ -130,24 +130,22 @@ pub fn distinct(names: Vec<String>) -> Vec<String> {
 /// Asks yes or no. A line of any standard input is an answer; its end is none.
 ///
 /// # Errors
-/// [`Kind::Usage`] when there is no answer, [`Kind::Failed`] when it is no.
+/// [`Kind::Usage`] when there is no answer, [`Kind::Failed`] when it is no, and as [`ask::line`].
 pub fn confirm(question: &str) -> Result<()> {
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    let read = std::io::stdin().read_line(&mut answer);
+    let answer = ask::line();
     // What a terminal shows of an answer ends the line.
-    if !(std::io::stdin().is_terminal() && answer.ends_with('\n')) {
+    let ended = matches!(&answer, Ok(Some(line)) if line.ends_with('\n'));
+    if !(std::io::stdin().is_terminal() && ended) {
         let _ = writeln!(std::io::stderr());
     }
-    let no_answer = || {
-        Error::new(Kind::Usage, "nothing was changed: there was no answer")
-            .hint("give `--yes` when that is what you want")
-    };
-    match read {
-        Ok(0) => Err(no_answer()),
-        Err(error) => Err(no_answer().because(error)),
-        Ok(_) if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") => Ok(()),
-        Ok(_) => Err(Error::new(
+    match answer? {
+        None => Err(
+            Error::new(Kind::Usage, "nothing was changed: there was no answer")
+                .hint("give `--yes` when that is what you want"),
+        ),
+        Some(line) if matches!(line.trim().to_lowercase().as_str(), "y" | "yes") => Ok(()),
+        Some(_) => Err(Error::new(
             Kind::Failed,
             "nothing was changed: the answer was not yes",
         )),
@@ -165,6 +163,7 @@ pub async fn remove_all(
 ) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut running = tokio::task::JoinSet::new();
+    let room = tasks::Room::of(FAN_OUT);
     let mut done = Vec::new();
     for name in names {
         match Record::load(&forge.store, name) {
@@ -182,7 +181,9 @@ pub async fn remove_all(
                     continue;
                 }
                 let forge = forge.of(name);
+                let room = room.clone();
                 running.spawn(async move {
+                    let _turn = room.turn().await;
                     let name = record.name.clone();
                     let removed = if force {
                         destroy::destroy_regardless(&forge, record).await
