@@ -566,3 +566,33 @@ fn a_question_is_left_by_an_interruption() {
     let script = "yes | tr -d '\\n' | forge rm n1 2>/dev/null; echo rc=$?";
     lab.bash(script).says(0, "rc=1\n", "");
 }
+
+#[test]
+fn a_reader_who_has_gone_is_no_failure_and_a_full_disk_is_one() {
+    let lab = made("n1 n2");
+    for program in PROGRAMS {
+        for words in [
+            "ls",
+            "env n1",
+            "config n1",
+            "ip n1 n2",
+            "status n1 n2",
+            "inspect n1",
+            "version",
+        ] {
+            // Nobody reads any more when it begins to write.
+            let script = format!("{{ sleep 0.2; {program} {words}; echo rc=$? >&2; }} | true");
+            lab.bash(&script).says(0, "", "rc=0\n");
+            let ended = lab
+                .bash(&format!("{program} {words} >/dev/full; echo rc=$?"))
+                .run();
+            assert_eq!(ended.stdout, "rc=1\n", "{program} {words}");
+            assert!(
+                ended.stderr.contains("failed to write to standard output")
+                    && !ended.stderr.contains("panicked"),
+                "{}",
+                ended.stderr
+            );
+        }
+    }
+}

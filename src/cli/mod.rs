@@ -1,5 +1,13 @@
 //! The command line: one file for each command, with its arguments and what it does.
 
+// In place of the standard library's, which panic when nobody reads or nothing can be written any more.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::out::write(format_args!($($text)*)) };
+}
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::out::write(format_args!("{}\n", format_args!($($text)*))) };
+}
+
 mod active;
 mod adopt;
 mod argv;
@@ -23,6 +31,7 @@ mod logs;
 mod ls;
 mod man;
 mod mount;
+mod out;
 mod passphrase;
 mod persona;
 mod power;
@@ -550,6 +559,11 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Completions(command) => command.run(&session),
         Commands::Man(command) => command.run(&session),
         Commands::Version(command) => command.run(&session).await,
+    };
+    // What failed before says more.
+    let done = match (done, out::finish()) {
+        (Ok(_), Err(error)) => Err(error),
+        (done, _) => done,
     };
     match done {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
