@@ -75,8 +75,8 @@ fn bytes_pass_unchanged_both_ways_and_so_does_their_end() {
         assert_eq!(output.stderr, b"err");
         assert_eq!(output.status.code(), Some(0));
     }
-    for run in ways(&lab, &empty, "wc -c") {
-        run.says(0, "0\n", "");
+    for words in ["ssh n1 wc -c", "ssh n1 -T wc -c"] {
+        lab.forge(words).says(0, "0\n", "");
     }
     // What is on standard input stays there with `-n`.
     for way in ["", "--native-ssh "] {
@@ -97,6 +97,8 @@ fn a_signal_ends_the_remote_command_and_one_that_is_caught_there_is_answered() {
         let command = format!("echo $$ >{}; exec sleep 600", file(&name).display());
         let running = lab.words(&["ssh", "n1", "--", &command]).start();
         until("the command begins", || read(&name).ends_with('\n'));
+        // timeout(1) sends it twice.
+        running.signal(signal);
         running.signal(signal);
         running.wait(&lab).code(code);
         let pid = read(&name);

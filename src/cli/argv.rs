@@ -71,7 +71,8 @@ pub fn sealed(whole: &Command, mut words: Vec<OsString>) -> Vec<OsString> {
         if flag(word).is_some() {
             at += usize::from(wants_next(whole, command, word));
         } else if command.get_name() == "ssh" {
-            if at < words.len() {
+            // Its help is this program's all the same.
+            if words.get(at).is_some_and(|word| word != "--help") {
                 words.insert(at, "--".into());
             }
             break;
@@ -354,6 +355,8 @@ mod tests {
                 "ssh --storage-path /x n1 -- -N",
             ),
             ("ssh n1", "ssh n1"),
+            ("ssh n1 --help", "ssh n1 --help"),
+            ("ssh n1 ls --help", "ssh n1 -- ls --help"),
             ("ssh", "ssh"),
             ("ssh -- n1 -N", "ssh -- n1 -N"),
             ("rm ssh -y", "rm ssh -y"),

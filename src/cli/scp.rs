@@ -84,6 +84,30 @@ impl Side {
         }
     }
 
+    /// Where this program copies from or to; the next of the machines where it is one.
+    async fn place(
+        &self,
+        session: &Session,
+        machines: &mut impl Iterator<Item = &(Forge, Record)>,
+    ) -> Result<Place> {
+        let Self::There { user, path, .. } = self else {
+            return Ok(Place::Here(PathBuf::from(self.word())));
+        };
+        let path = path.to_str().ok_or_else(|| {
+            Error::new(Kind::Usage, format!("`{}` is no text", path.display()))
+                .hint("install openssh-client: its scp copies such files")
+        })?;
+        let (forge, record) = machines
+            .next()
+            .ok_or_else(|| Error::new(Kind::Failed, "a machine was not loaded"))?;
+        let mut target = access::target(&forge.store, record)?;
+        if let Some(user) = user {
+            target.user.clone_from(user);
+        }
+        let guest = ssh::connect_patiently(&target, session.patience()).await?;
+        Ok(Place::There(guest, path.to_owned()))
+    }
+
     /// As scp and rsync read it.
     fn word(&self) -> OsString {
         match self {
@@ -226,28 +250,18 @@ impl Scp {
         sides: &[Side; 2],
         machines: &[(Forge, Record)],
     ) -> Result<Outcome> {
-        let mut machines = machines.iter();
-        let mut places = Vec::new();
-        for side in sides {
-            places.push(match side {
-                Side::Here(path) => Place::Here(PathBuf::from(here(path))),
-                Side::There { user, path, .. } => {
-                    let (forge, record) = machines
-                        .next()
-                        .ok_or_else(|| Error::new(Kind::Failed, "a machine was not loaded"))?;
-                    let mut target = access::target(&forge.store, record)?;
-                    if let Some(user) = user {
-                        target.user.clone_from(user);
-                    }
-                    let guest = ssh::connect_patiently(&target, session.patience()).await?;
-                    Place::There(guest, path.to_string_lossy().into_owned())
-                }
-            });
-        }
+        let work = async {
+            let mut machines = machines.iter();
+            let mut places = Vec::new();
+            for side in sides {
+                places.push(side.place(session, &mut machines).await?);
+            }
+            copy(&places[0], &places[1], self.recursive).await
+        };
         // What is half copied is copied again: nothing is to be finished first.
         interrupt::pass_on();
         tokio::select! {
-            done = copy(&places[0], &places[1], self.recursive) => done.map(|()| Outcome::Done),
+            done = work => done.map(|()| Outcome::Done),
             code = signalled() => Ok(Outcome::Code(code?)),
         }
     }

@@ -9,7 +9,7 @@ use clap::Args;
 use forge::interrupt;
 use forge::machine::{Forge, Record, access, relocate};
 use forge::remote::openssh::{Asked, Terminal, is_option};
-use forge::remote::{Streams, ssh};
+use forge::remote::{Streams, signalled, ssh};
 use forge_driver::{Error, Fact, Kind, Result, State, ports, process};
 
 use super::{Outcome, Session, report};
@@ -173,13 +173,16 @@ async fn by_ourselves(
         }
     };
     say(&format!("connecting to {}@{}", target.user, target.address));
-    let guest = ssh::connect_patiently(&target, session.patience())
-        .await
-        .map_err(|error| {
+    // Until it is the command's, a signal has nothing to finish here.
+    interrupt::pass_on();
+    let guest = tokio::select! {
+        guest = ssh::connect_patiently(&target, session.patience()) => guest.map_err(|error| {
             error
                 .context(unreached(&record.name))
                 .hint(look(&record.name))
-        })?;
+        })?,
+        code = signalled() => return Ok(Outcome::Code(code?)),
+    };
     say(&format!("connected; the host key is {}", guest.host_key()));
     let serving = listeners
         .into_iter()
@@ -189,7 +192,6 @@ async fn by_ourselves(
         std::future::pending::<()>().await;
     };
     let ended = async {
-        interrupt::pass_on();
         if asked.no_session {
             return guest.hold().await;
         }

@@ -126,6 +126,9 @@ pub enum Streams {
     OutputAlone,
 }
 
+/// The same signal within this time is the same one.
+const TWICE: Duration = Duration::from_millis(500);
+
 /// A command that was told to end is waited for so long.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -177,6 +180,7 @@ impl SshGuest {
         let mut status = None;
         let mut delivery: Option<Delivery> = None;
         let mut grace: Option<(Instant, i32)> = None;
+        let mut last: Option<(i32, Instant)> = None;
         loop {
             let message = tokio::select! {
                 message = reader.wait() => message,
@@ -187,6 +191,11 @@ impl SshGuest {
                     continue;
                 }
                 caught = signals.next() => {
+                    // `timeout` signals its child, and then the group that the child is in: one signal, sent twice.
+                    let again = last.replace((caught.number, Instant::now()));
+                    if again.is_some_and(|(number, then)| number == caught.number && then.elapsed() < TWICE) {
+                        continue;
+                    }
                     // On a terminal a key is no signal, so this one is for the session as a whole.
                     if tty {
                         return Err(Error::new(Kind::Interrupted, failed()).because(caught.meaning));

@@ -14,6 +14,7 @@ die() {
 # The folder of this run: every store of it lies in it, and what runs in those is ended with it.
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/forge-bench.XXXXXX")
 guests=()
+folders=()
 sweep() {
     local home pid
     for pid in "${guests[@]}"; do
@@ -24,7 +25,7 @@ sweep() {
         [ -e "$home" ] || continue
         remove_all "${home%/store.json}"
     done
-    rm -rf "$scratch"
+    rm -rf "$scratch" "${folders[@]}"
 }
 trap sweep EXIT
 trap 'exit 130' INT
