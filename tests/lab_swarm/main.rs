@@ -2,6 +2,7 @@
 //! power, and taken down to the last socket.
 
 mod access;
+mod certificates;
 mod firewall;
 mod service;
 mod tls;
@@ -68,6 +69,9 @@ fn lab_a_swarm_of_three_managers() {
     steps.step("a machine beside the cluster");
     let made = store.json(&["create", "x1"]);
     assert_eq!(made["machines"][0]["ok"], true, "{made}");
+
+    steps.step("certificates of the past on it: one command, and its container runs on");
+    certificates::alone(&store, "x1");
 
     steps.step("the firewall lets peers in and nobody else");
     firewall::firewall(&store);
@@ -161,6 +165,20 @@ fn lab_b_swarm_survives_restarts_and_the_loss_of_power() {
     assert_eq!(addresses_of(&store), addresses);
     service::served(&store);
 
+    store.ok(&["cluster", "down", "-y"]);
+    assert_eq!(store.left(), Vec::<String>::new());
+}
+
+#[test]
+fn lab_c_certificates_of_a_swarm_are_renewed_while_a_service_answers() {
+    let mut steps = Steps::new("swarm, certificates");
+    steps.step("three managers, and a machine beside them");
+    let store = Store::new(FORGE);
+    store.json(&UP);
+    let made = store.json(&["create", "x1"]);
+    assert_eq!(made["machines"][0]["ok"], true, "{made}");
+    certificates::together(&mut steps, &store, "x1", "8088");
+    store.ok(&["rm", "-y", "x1"]);
     store.ok(&["cluster", "down", "-y"]);
     assert_eq!(store.left(), Vec::<String>::new());
 }
