@@ -6,6 +6,7 @@ use std::fs;
 
 use common::certificates::{amiss, answering, read};
 use common::points::{ABORTED, aborted, each, points};
+use common::sshd::put;
 use common::{Ended, FORGE, Lab, files};
 use forge_driver::fake::Knob;
 
@@ -219,6 +220,30 @@ fn a_machine_that_is_removed_holds_no_ca_up() {
     lab.forge("rm -y n2").ok();
     lab.forge("create n3").ok();
     sound(&lab, &["n1", "n3"], "after the removal");
+}
+
+#[test]
+fn an_engine_without_a_certificate_of_the_store_is_nobodys_to_renew() {
+    let lab = made(&["n1", "n2"]);
+    let mut record = lab.record("n1");
+    record["tls"] = serde_json::Value::Null;
+    put(&lab, "n1", &record);
+    let before = (served(&lab, "n1"), read(&lab, "machines/n1/ca.pem"));
+    let refused = lab.forge("regenerate-certs -f n1").run().code(2);
+    assert!(
+        refused
+            .stderr
+            .contains("the engine of machine `n1` has no certificate of this store"),
+        "{}",
+        refused.stderr
+    );
+    lab.forge("regenerate-certs --all --ca -f").ok();
+    assert_eq!(amiss(&lab, &["n2"]), Vec::<String>::new());
+    assert!(!lab.home.join("certs/next").exists());
+    assert_eq!(
+        (served(&lab, "n1"), read(&lab, "machines/n1/ca.pem")),
+        before
+    );
 }
 
 #[test]

@@ -133,9 +133,15 @@ fn trusting(store: &Store, folder: &Path, next: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, record) in Record::all(store)? {
         let beside = read(&store.machine_dir(&name).join("ca.pem"));
-        let recorded =
-            record.is_ok_and(|record| record.tls.is_some_and(|tls| tls.authority == marked));
-        if recorded || beside.is_ok_and(|ca| ca.as_ref() == Some(&old)) {
+        let beside = beside.is_ok_and(|ca| ca.as_ref() == Some(&old));
+        let trusts = match record {
+            // An engine that has no certificate of the store's is nobody's to wait for.
+            Ok(record) => record
+                .tls
+                .is_some_and(|tls| beside || tls.authority == marked),
+            Err(_) => beside,
+        };
+        if trusts {
             names.push(name);
         }
     }

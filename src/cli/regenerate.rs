@@ -8,7 +8,7 @@ use forge::ca::{self, rotation};
 use forge::cluster;
 use forge::cluster::spec::ClusterName;
 use forge::machine::renew::Keep;
-use forge::machine::{Forge, Record, live, renew};
+use forge::machine::{Forge, Record, Stage, live, renew};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Kind, Result};
@@ -64,7 +64,7 @@ impl RegenerateCerts {
             distinct(or_default(self.names.clone()))
         };
         if self.dry_run {
-            return show(session, &reader, &names).await;
+            return show(session, &reader, &names, self.all).await;
         }
         if !self.force && !agreed(session, &names)? {
             return Ok(Outcome::Done);
@@ -103,7 +103,7 @@ impl RegenerateCerts {
         } else {
             Keep::Nothing
         };
-        let renewed = machines(forge, &names, done).await?;
+        let renewed = machines(forge, &names, self.all, done).await?;
         let waiting = rotation::finish(store, patience, events).await?;
         if !waiting.is_empty() {
             events
@@ -137,14 +137,15 @@ fn agreed(session: &Session, names: &[String]) -> Result<bool> {
 async fn machines(
     forge: &Forge,
     names: &[String],
+    all: bool,
     keep: Keep,
 ) -> Result<Vec<(String, Result<bool>)>> {
     let Sorted {
         alone,
         clusters,
-        unreadable,
-    } = Sorted::of(forge, names)?;
-    let mut done = unreadable;
+        hopeless,
+    } = Sorted::of(forge, names, all)?;
+    let mut done = hopeless;
     done.extend(side_by_side(forge, &alone, keep).await?);
     for (cluster, members) in clusters {
         match cluster::renew::renew(forge, &cluster, &members, keep).await {
@@ -163,19 +164,24 @@ async fn machines(
 struct Sorted {
     alone: Vec<String>,
     clusters: BTreeMap<ClusterName, BTreeSet<String>>,
-    /// One that cannot be read keeps no other from being done.
-    unreadable: Vec<(String, Result<bool>)>,
+    /// One that cannot be done, since it cannot be read or has no certificate, keeps no other from being done.
+    hopeless: Vec<(String, Result<bool>)>,
 }
 
 impl Sorted {
-    fn of(forge: &Forge, names: &[String]) -> Result<Self> {
+    fn of(forge: &Forge, names: &[String], all: bool) -> Result<Self> {
         let mut sorted = Self {
             alone: Vec::new(),
             clusters: BTreeMap::new(),
-            unreadable: Vec::new(),
+            hopeless: Vec::new(),
         };
         for name in names {
             match Record::load(&forge.store, name) {
+                Ok(record) if record.stage == Stage::Ready && record.tls.is_none() => {
+                    if !all {
+                        sorted.hopeless.push((name.clone(), Err(not_ours(name))));
+                    }
+                }
                 Ok(record) => match record.member {
                     Some(member) => {
                         let members = sorted.clusters.entry(member.cluster.parse()?);
@@ -184,11 +190,20 @@ impl Sorted {
                     None => sorted.alone.push(name.clone()),
                 },
                 Err(error) if error.kind() == Kind::NotFound => return Err(error),
-                Err(error) => sorted.unreadable.push((name.clone(), Err(error))),
+                Err(error) => sorted.hopeless.push((name.clone(), Err(error))),
             }
         }
         Ok(sorted)
     }
+}
+
+/// Of all machines it is passed over; by its name it was meant.
+fn not_ours(name: &str) -> Error {
+    Error::new(
+        Kind::Usage,
+        format!("the engine of machine `{name}` has no certificate of this store"),
+    )
+    .hint("it is known by its URL alone: what it shows, and whom it lets in, is decided there")
 }
 
 async fn side_by_side(
@@ -220,10 +235,10 @@ async fn one(forge: &Forge, name: &str, keep: Keep) -> Result<bool> {
 }
 
 /// Says what would be done.
-async fn show(session: &Session, forge: &Forge, names: &[String]) -> Result<Outcome> {
+async fn show(session: &Session, forge: &Forge, names: &[String], all: bool) -> Result<Outcome> {
     let Sorted {
         alone, clusters, ..
-    } = Sorted::of(forge, names)?;
+    } = Sorted::of(forge, names, all)?;
     let mut machines = Vec::new();
     for name in alone {
         let record = Record::load(&forge.store, &name)?;

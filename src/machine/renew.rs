@@ -16,7 +16,7 @@ use forge_driver::{Error, Kind, Result};
 
 use super::access::Connection;
 use super::tls::{CA, CLIENT, CLIENT_KEY, ClientFiles, SERVER, SERVER_KEY, read};
-use super::{Forge, Record, Tls, create, imported, provision, tls};
+use super::{Forge, Record, Stage, Tls, create, imported, provision, tls};
 use crate::ca::{self, Authority};
 use crate::cluster;
 use crate::secret::Secret;
@@ -97,7 +97,7 @@ fn issue(forge: &Forge, mut record: Record, authority: &Authority) -> Result<(Re
     let issued = authority.issue(&record.certificate_names()?)?;
     let client = ClientFiles::of(authority);
     // Of a machine that nobody has talked with yet there is nothing to keep.
-    let first = record.tls.is_none();
+    let first = record.tls.is_none() && record.stage < Stage::Ready;
     let (certificate, key) = if first {
         (SERVER, SERVER_KEY)
     } else {
