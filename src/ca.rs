@@ -38,8 +38,10 @@ const CA_YEARS: i16 = 10;
 const LEAF_DAYS: i64 = 1095;
 /// What ends within so many days is made anew.
 const RENEW_DAYS: i64 = 30;
-/// A CA that ends within so many days is told of.
-pub(crate) const CA_NEAR_DAYS: i64 = 365;
+/// A CA that ends within so many days gives way when all certificates are made anew anyway …
+const CA_LAST_DAYS: i64 = 365;
+/// … and within so many it is told of.
+pub(crate) const CA_NEAR_DAYS: i64 = 90;
 
 /// The organization in the names of all certificates.
 const OWNER: &str = "forge";
@@ -134,12 +136,12 @@ impl Authority {
         fingerprint(&self.ca)
     }
 
-    /// Whether its CA ends within a year: each machine has to be given a certificate of another one before that.
+    /// Whether its CA is in its last year: each machine has to be given a certificate of another one before its end.
     ///
     /// # Errors
     /// [`Kind::Corrupt`] when it is damaged.
     pub fn is_ending(&self) -> Result<bool> {
-        Ok(within(ends(&self.ca)?, CA_NEAR_DAYS))
+        Ok(within(ends(&self.ca)?, CA_LAST_DAYS))
     }
 
     /// Signs a new server certificate for these names and addresses.

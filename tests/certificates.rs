@@ -122,7 +122,8 @@ fn a_ca_that_ends_is_renewed_with_all_that_it_signed_by_the_same_command() {
     // Its last year: told of, and it goes on.
     later(&lab, "+3400d", "regenerate-certs -f n1 n2").code(0);
     assert_eq!(read(&lab, "certs/ca.pem"), ca);
-    let told = later(&lab, "+3400d", "env n1").code(0);
+    assert_eq!(later(&lab, "+3400d", "env n1").code(0).stderr, "");
+    let told = later(&lab, "+3600d", "env n1").code(0);
     assert!(
         told.stderr.contains("the CA of its certificate ends in")
             && told.stderr.contains("`forge regenerate-certs --all`"),

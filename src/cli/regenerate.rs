@@ -66,7 +66,7 @@ impl RegenerateCerts {
         if self.dry_run {
             return show(session, &reader, &names, self.all).await;
         }
-        if !self.force && !agreed(session, &names)? {
+        if !self.force && !names.is_empty() && !agreed(session, &names)? {
             return Ok(Outcome::Done);
         }
         session.say("Regenerating TLS certificates");

@@ -12,7 +12,7 @@ use forge_driver::{Instance, Result};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Forge, Record, create, provision, seen};
+use super::{Forge, Record, Stage, create, provision, seen};
 use crate::cluster;
 use crate::store::lock::{Guarded, acquire, try_acquire};
 
@@ -53,7 +53,8 @@ pub async fn told(forge: &Forge, record: Record, seen: Option<&Instance>) -> Res
 /// Whether the provider tells another address than the recorded one.
 fn moved(record: &Record, now: &Instance) -> bool {
     let known = record.instance.as_ref().map(|known| &known.endpoints);
-    !record.placement.decided() && now.located() && known != Some(&now.endpoints)
+    let settled = record.stage >= Stage::Launched && !record.leaving;
+    settled && !record.placement.decided() && now.located() && known != Some(&now.endpoints)
 }
 
 /// The record with the address that the machine has now, for commands that ask no provider while an SSH server answers
