@@ -218,3 +218,41 @@ fn the_toolchain_of_the_setup_is_new_enough_for_the_crates() {
         "{pinned}"
     );
 }
+
+#[test]
+fn every_variable_is_listed_by_config_show() {
+    // These are for tests of forge itself; the last ones are refused with what serves instead.
+    let others = [
+        "FORGE_FAKE_",
+        "FORGE_TEST_",
+        "FORGE_LAB_",
+        "FORGE_ABORT_AT",
+        "FORGE_POINTS",
+    ];
+    let refused = Path::new("drivers/virtualbox/src/former.rs");
+    let home = tempfile::tempdir().expect("a folder");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_forge"))
+        .args(["config", "show", "--json"])
+        .env_clear()
+        .env("HOME", home.path())
+        .output()
+        .expect("it runs");
+    let listed = String::from_utf8(output.stdout).expect("text");
+    let mut missing = Vec::new();
+    for (path, text) in rust() {
+        let of_program = path.starts_with("src") || path.to_string_lossy().contains("/src/");
+        if !of_program || path.starts_with("tests") || path == refused {
+            continue;
+        }
+        for part in text.split("\"FORGE_").skip(1) {
+            let name = format!("FORGE_{}", part.split('"').next().unwrap_or_default());
+            let is_name = name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            let other = others.iter().any(|other| name.starts_with(other));
+            if is_name && !other && name != "FORGE_" && !listed.contains(&format!("\"{name}\"")) {
+                missing.push(format!("{}: {name}: src/cli/settings.rs", path.display()));
+            }
+        }
+    }
+    none(&missing);
+    assert!(listed.contains("\"FORGE_HOME\""), "{listed}");
+}

@@ -1,12 +1,13 @@
 //! `forge config`
 
-use clap::Args;
+use clap::{ArgMatches, Args, Subcommand};
 use forge::machine::Record;
 use forge_driver::Result;
 use serde_json::json;
 
 use super::adopt::direct;
 use super::classic_swarm::not_led_to;
+use super::settings::Show;
 use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
@@ -22,11 +23,22 @@ pub struct Config {
     /// Refused: docker-machine's way to a classic Swarm
     #[arg(long, hide = true)]
     swarm: bool,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+/// What is configured, other than `docker`; a machine of such a name stands behind `--`.
+#[derive(Subcommand)]
+enum What {
+    Show(Show),
 }
 
 impl Config {
     /// Prints one option a line.
-    pub async fn run(self, session: &Session) -> Result<Outcome> {
+    pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
+        if let Some(What::Show(show)) = self.what {
+            return show.run(session, matches);
+        }
         not_led_to(self.swarm)?;
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
         let forge = session.reader()?;

@@ -97,7 +97,7 @@ impl Choice {
         };
         Ok(Chosen {
             driver,
-            resolved: (driver.resolve)(matches)?,
+            resolved: session.defaults.told((driver.resolve)(matches)?, driver),
             image: self.image.clone(),
             why,
         })

@@ -23,19 +23,24 @@ pub struct Doctor {
     #[arg(short, long)]
     yes: bool,
     /// Count what this driver needs [default: the drivers of the machines that there are, and the one that `forge create` takes]
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "FORGE_DRIVER",
+        hide_env_values = true
+    )]
     driver: Vec<String>,
 }
 
 impl Doctor {
     /// Examines, and with `--fix` mends and examines again.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let configured = super::tree::configured_driver();
         let wished = self
             .driver
             .iter()
-            // Where none is named, it is the configured one.
-            .chain(configured.iter().filter(|_| self.driver.is_empty()))
+            // An empty variable names none.
+            .filter(|name| !name.is_empty())
             .map(|name| registry::find(name).map(|entry| entry.id))
             .collect::<Result<Vec<_>>>()?;
         let mut found = examine(session, &wished).await?;

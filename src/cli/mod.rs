@@ -19,6 +19,7 @@ mod completions;
 mod config;
 mod create;
 mod credentials;
+mod defaults;
 mod doctor;
 mod engine;
 mod env;
@@ -27,6 +28,7 @@ mod format;
 mod image;
 mod import;
 mod inspect;
+mod line;
 mod logs;
 mod ls;
 mod man;
@@ -42,6 +44,7 @@ mod render;
 mod report;
 mod rm;
 mod scp;
+mod settings;
 mod shell;
 mod ssh;
 mod ssh_config;
@@ -54,13 +57,12 @@ mod where_is;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use forge::credentials::{Credentials, Passphrases};
@@ -74,9 +76,10 @@ use forge_driver::assets::Assets;
 use forge_driver::{Error, Fact, Kind, Result};
 
 use argv::Rewritten;
+use defaults::Defaults;
+use line::{Parsed, parsed, read};
 use persona::Persona;
 use render::{Drawing, Style};
-use tree::{command, driver_named, picked};
 
 /// From nothing to a running container cluster: virtual machines, engines with TLS, Swarm.
 #[derive(Parser)]
@@ -192,26 +195,18 @@ pub fn main() -> ExitCode {
         words,
         command: asked,
     } = read(persona, words);
-    let named = driver_named(&words);
-    let picked = picked(persona, &words, named.as_deref());
-    let mut whole = command(persona, named.as_deref(), picked.as_ref());
-    let matches = match whole.try_get_matches_from_mut(&words) {
-        Ok(matches) => matches,
-        // There, no words at all are no error.
-        Err(error)
-            if persona == Persona::DockerMachine
-                && error.kind() == ErrorKind::MissingSubcommand =>
-        {
-            let _ = whole.print_help();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return refused(persona, &error, words.first(), &asked),
+    let Parsed {
+        matches,
+        picked,
+        defaults,
+    } = match parsed(persona, &words, &asked) {
+        Ok(parsed) => parsed,
+        Err(code) => return code,
     };
-    if persona == Persona::DockerMachine {
-        report::as_docker_machine(persona::Line::of(&matches));
-        if let Err(error) = classic_swarm::none_in(&matches) {
-            return report::failed(&error, None);
-        }
+    if persona == Persona::DockerMachine
+        && let Err(error) = classic_swarm::none_in(&matches)
+    {
+        return report::failed(&error, None);
     }
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -233,54 +228,10 @@ pub fn main() -> ExitCode {
             );
         }
     };
-    let code = runtime.block_on(run(cli, &matches, persona, picked));
+    let code = runtime.block_on(run(cli, &matches, persona, picked, defaults));
     // A thread that still reads standard input would hold the end up.
     runtime.shutdown_timeout(Duration::from_millis(10));
     code
-}
-
-/// The command line, in the form that the parser reads.
-fn read(persona: Persona, words: Vec<OsString>) -> Rewritten {
-    let sealed = words.iter().any(|word| word == "ssh");
-    match persona {
-        Persona::Forge => Rewritten {
-            words: if sealed {
-                argv::sealed(&tree::everything(persona), words)
-            } else {
-                words
-            },
-            command: String::new(),
-        },
-        Persona::DockerMachine => {
-            // Which driver's options there are is known only once the line is read.
-            let everything = tree::everything(persona);
-            let Rewritten { words, command } = argv::rewritten(&everything, words);
-            Rewritten {
-                words: argv::sealed(&everything, words),
-                command,
-            }
-        }
-    }
-}
-
-/// Says that a command line makes no sense, or shows the help that was asked for.
-fn refused(
-    persona: Persona,
-    error: &clap::Error,
-    program: Option<&OsString>,
-    asked: &str,
-) -> ExitCode {
-    if persona == Persona::Forge {
-        // Help and version go to stdout and are no error; a closed pipe ends them silently.
-        let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-    }
-    if let Some(refusal) = persona::refusal(error, program, asked) {
-        report::note(refusal.trim_end());
-        return ExitCode::FAILURE;
-    }
-    let _ = write!(std::io::stdout(), "{}", error.render());
-    ExitCode::SUCCESS
 }
 
 fn switch(folder: Option<&OsString>) -> ExitCode {
@@ -309,6 +260,8 @@ pub struct Session {
     picked: Option<Pick>,
     /// Tokens that flags of this command gave, by driver.
     given: BTreeMap<&'static str, Secret>,
+    /// What settings say.
+    pub defaults: Defaults,
 }
 
 /// A store of the moment; nothing of it stays.
@@ -434,15 +387,8 @@ impl Session {
     }
 
     /// `--native-ssh`
-    ///
-    /// # Errors
-    /// When MACHINE_NATIVE_SSH is neither true nor false.
-    pub fn native_ssh(&self) -> Result<bool> {
-        wished(
-            self.global.native_ssh,
-            "FORGE_NATIVE_SSH",
-            "MACHINE_NATIVE_SSH",
-        )
+    pub fn native_ssh(&self) -> bool {
+        self.global.native_ssh
     }
 
     /// Says something to whoever wants to see everything (`--debug`).
@@ -479,34 +425,15 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Whether something is wished: as the flag or `variable` says, else as docker-machine's variable does.
-fn wished(said: bool, variable: &str, former: &'static str) -> Result<bool> {
-    let value = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    match value(former) {
-        Some(text) if !said && value(variable).is_none() => argv::truth(&text).ok_or_else(|| {
-            Error::new(
-                Kind::Usage,
-                format!("{former} is neither true nor false: `{text}`"),
-            )
-            .fact(Fact::NoTruth(former, text))
-        }),
-        _ => Ok(said),
-    }
-}
-
-fn debug(global: &Global) -> Result<bool> {
-    wished(global.debug, "FORGE_DEBUG", "MACHINE_DEBUG")
-}
-
-async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pick>) -> ExitCode {
+async fn run(
+    cli: Cli,
+    matches: &ArgMatches,
+    persona: Persona,
+    picked: Option<Pick>,
+    defaults: Defaults,
+) -> ExitCode {
     watch_signals();
-    if cli.global.json {
-        report::as_json();
-    }
-    let debug = match debug(&cli.global) {
-        Ok(debug) => debug,
-        Err(error) => return report::failed(&error, None),
-    };
+    let debug = cli.global.debug;
     let style = if cli.global.json {
         Style::Json
     } else if persona == Persona::DockerMachine {
@@ -522,6 +449,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         persona,
         picked,
         given: tokens(leaf(matches)),
+        defaults,
     };
     if let Err(error) = authority::settle(&session, matches).await {
         return report::failed(&error, None);
@@ -531,7 +459,7 @@ async fn run(cli: Cli, matches: &ArgMatches, persona: Persona, picked: Option<Pi
         Commands::Ls(command) => command.run(&session, leaf(matches)).await,
         Commands::Env(command) => command.run(&session).await,
         Commands::Active(command) => command.run(&session),
-        Commands::Config(command) => command.run(&session).await,
+        Commands::Config(command) => command.run(&session, matches).await,
         Commands::Use(command) => command.run(&session).await,
         Commands::Ssh(command) => command.run(&session).await,
         Commands::Scp(command) => command.run(&session).await,
@@ -650,6 +578,7 @@ fn watch_signals() {
 
 #[cfg(test)]
 mod tests {
+    use super::tree::{command, driver_named, picked};
     use super::*;
 
     fn words(text: &str) -> Vec<OsString> {

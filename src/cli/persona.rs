@@ -56,6 +56,10 @@ impl Persona {
                 .mut_subcommand("env", |env| {
                     env.mut_arg("shell", |shell| shell.value_parser(of_any_name))
                 })
+                // There, it is a machine of that name.
+                .mut_subcommand("config", |config| {
+                    config.mut_subcommand("show", |show| show.name("__settings").hide(true))
+                })
                 // That they are missing is told in words of its own.
                 .mut_subcommand("rm", |rm| {
                     rm.mut_arg("names", |names| names.required(false))

@@ -178,7 +178,7 @@ impl Scp {
         if self.delta {
             return Err(self.by_rsync(session, &sides, &machines)?);
         }
-        match program(session, "scp")? {
+        match program(session, "scp") {
             Some(program) => {
                 session.tell(&format!("copying by `{}`", program.display()));
                 Err(self.by_openssh(session, &program, &sides, &machines)?)

@@ -61,11 +61,7 @@ pub async fn enter(
         Some(word) => !is_option(word),
         None => !std::io::stdin().is_terminal(),
     };
-    let program = if plain {
-        None
-    } else {
-        program(session, "ssh")?
-    };
+    let program = if plain { None } else { program(session, "ssh") };
     let record = &arrive(forge, record).await?;
     match program {
         Some(program) => {
@@ -80,15 +76,12 @@ pub async fn enter(
 }
 
 /// A program of OpenSSH's, where it is installed and wanted.
-///
-/// # Errors
-/// As [`Session::native_ssh`].
-pub fn program(session: &Session, name: &str) -> Result<Option<PathBuf>> {
-    Ok(if session.native_ssh()? {
+pub fn program(session: &Session, name: &str) -> Option<PathBuf> {
+    if session.native_ssh() {
         None
     } else {
         process::which(Path::new(name))
-    })
+    }
 }
 
 /// The machine as it can be connected to: what `ssh`, `scp` and `mount` all come by before anything is sent.

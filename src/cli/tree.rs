@@ -91,8 +91,20 @@ pub fn driver_named(words: &[OsString]) -> Option<String> {
     configured_driver()
 }
 
+/// The driver that the command at `path` takes by the defaults of its options.
+pub fn driver_given(whole: &Command, path: &[&str]) -> Option<String> {
+    let leaf = path
+        .iter()
+        .try_fold(whole, |command, name| command.find_subcommand(name))?;
+    let option = leaf
+        .get_arguments()
+        .find(|option| option.get_long() == Some("driver"))?;
+    let named = option.get_default_values().first()?;
+    Some(named.to_str()?.to_owned())
+}
+
 /// The driver that the environment names; an empty variable names none.
-pub fn configured_driver() -> Option<String> {
+fn configured_driver() -> Option<String> {
     std::env::var("FORGE_DRIVER")
         .ok()
         .filter(|id| !id.is_empty())

@@ -91,6 +91,8 @@ impl Store {
             None => Command::new(&self.program),
         };
         command.args(words).env("FORGE_HOME", &self.home);
+        // Contexts are none of the user's.
+        command.env("DOCKER_CONFIG", self.home.join("docker"));
         // The disks of tests may be lost, and emulation is all that is sure to be there.
         command.env("FORGE_QEMU_DISK_CACHE", "unsafe");
         if let Some(accelerator) = self.accelerator {

@@ -1,0 +1,267 @@
+//! Settings: what counts before what, where each value came from, and what cannot be one.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use common::{Lab, Run};
+use serde_json::{Value, json};
+
+/// The user's file.
+fn users(lab: &Lab, text: &str) -> PathBuf {
+    let path = lab.folder().join(".config/forge/forge.toml");
+    fs::create_dir_all(path.parent().expect("a folder")).expect("mkdir");
+    fs::write(&path, text).expect("written");
+    path
+}
+
+/// The store's file.
+fn stores(lab: &Lab, text: &str) -> PathBuf {
+    let path = lab.home.join("forge.toml");
+    fs::create_dir_all(&lab.home).expect("mkdir");
+    fs::set_permissions(&lab.home, fs::Permissions::from_mode(0o700)).expect("chmod");
+    fs::write(&path, text).expect("written");
+    path
+}
+
+/// A setting, as `config show` has it.
+fn setting(run: Run, name: &str) -> Value {
+    let all = run.ok().json();
+    let found = all.as_array().expect("a list").iter();
+    let mut found = found.filter(|setting| setting["setting"] == name);
+    let one = found.next().unwrap_or_else(|| panic!("{name}: {all}"));
+    assert!(found.next().is_none(), "{name} is there twice");
+    one.clone()
+}
+
+#[test]
+fn each_way_counts_before_the_next_and_says_so() {
+    let lab = Lab::bare();
+    let show = || {
+        lab.forge("config show --json")
+            .without("FORGE_TIMEOUT")
+            .without("FORGE_DRIVER")
+    };
+    let seen = |run: Run, name: &str| {
+        let setting = setting(run, name);
+        (setting["value"].clone(), setting["origin"].clone())
+    };
+    assert_eq!(
+        seen(show(), "timeout"),
+        (Value::Null, json!({"from": "default"}))
+    );
+    assert_eq!(setting(show(), "timeout")["default"], "600");
+    let path = users(&lab, "# mine\ntimeout = 700\ndriver = \"qemu\"\n");
+    let file = |path: &Path, line: u32| {
+        let path = path.display().to_string();
+        let path = path.replace(&lab.home.display().to_string(), "HOME");
+        json!({"from": "file", "file": path, "line": line})
+    };
+    assert_eq!(seen(show(), "timeout"), (json!("700"), file(&path, 2)));
+    assert_eq!(seen(show(), "driver"), (json!("qemu"), file(&path, 3)));
+    let store = stores(&lab, "driver = \"libvirt\"\n\ntimeout = 800\n");
+    assert_eq!(seen(show(), "timeout"), (json!("800"), file(&store, 3)));
+    let old = || show().env("MACHINE_DRIVER", "virtualbox");
+    let variable = |name: &str| json!({"from": "variable", "variable": name});
+    assert_eq!(
+        seen(old(), "driver"),
+        (json!("virtualbox"), variable("MACHINE_DRIVER"))
+    );
+    let own = || old().env("FORGE_DRIVER", "fake").env("FORGE_TIMEOUT", "30");
+    assert_eq!(
+        seen(own(), "driver"),
+        (json!("fake"), variable("FORGE_DRIVER"))
+    );
+    assert_eq!(
+        seen(own(), "timeout"),
+        (json!("30"), variable("FORGE_TIMEOUT"))
+    );
+    let flag = lab.forge("--timeout 5 config show --json");
+    assert_eq!(seen(flag, "timeout"), (json!("5"), json!({"from": "flag"})));
+    // An empty variable says nothing.
+    let empty = old().env("FORGE_DRIVER", "").env("MACHINE_DRIVER", "");
+    assert_eq!(seen(empty, "driver"), (json!("libvirt"), file(&store, 1)));
+    // As people read it.
+    let text = lab.forge("config show").ok().stdout;
+    let line = text.lines().find(|line| line.starts_with("driver "));
+    let words: Vec<&str> = line.expect("a line").split_whitespace().collect();
+    assert_eq!(
+        words,
+        [
+            "driver",
+            "fake",
+            "variable",
+            "FORGE_DRIVER",
+            "FORGE_DRIVER,",
+            "MACHINE_DRIVER"
+        ]
+    );
+    assert!(text.starts_with("SETTING"), "{text}");
+    assert!(
+        text.contains("HOME/forge.toml:3") || text.contains("variable FORGE_TIMEOUT"),
+        "{text}"
+    );
+}
+
+#[test]
+fn machines_are_made_as_settings_say() {
+    let lab = Lab::new();
+    let create = |name: &str| {
+        let run = lab.forge(&format!("create {name}"));
+        run.without("FORGE_DRIVER")
+    };
+    create("n1").env("MACHINE_DRIVER", "fake").ok();
+    assert_eq!(lab.record("n1")["driver"], "fake");
+    let path = stores(&lab, "[create]\ndriver = \"fake\"\npublish = [18080]\n");
+    let made = create("n2").ok();
+    assert!(
+        !made.stderr.contains("driver: "),
+        "it was named: {}",
+        made.stderr
+    );
+    assert_eq!(lab.record("n2")["driver"], "fake");
+    let port = &lab.record("n2")["published"][0]["guest"];
+    assert_eq!(port.to_string(), "18080");
+    // A driver that is none is the file's fault, and machines stay what they are.
+    fs::write(&path, "driver = \"nope\"\n").expect("written");
+    let ended = create("n3").run().code(2);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: there is no driver `nope`\n"),
+        "{}",
+        ended.stderr
+    );
+    lab.forge("ls -q").says(0, "n1\nn2\n", "");
+}
+
+#[test]
+fn the_users_file_says_where_the_store_is_and_variables_count_before_it() {
+    let lab = Lab::bare();
+    let there = lab.folder().join("there");
+    users(
+        &lab,
+        &format!("storage-path = {:?}\n", there.display().to_string()),
+    );
+    let show = || lab.forge("config show --json").without("FORGE_HOME");
+    assert_eq!(setting(show(), "storage-path")["value"], json!(there));
+    let other = lab.folder().join("other");
+    let old = setting(show().env("MACHINE_STORAGE_PATH", &other), "storage-path");
+    assert_eq!(old["value"], json!(other));
+    assert_eq!(
+        old["variables"],
+        json!(["FORGE_HOME", "MACHINE_STORAGE_PATH"])
+    );
+    // It is gone by.
+    let error = lab.forge("ls").without("FORGE_HOME").ok();
+    assert_eq!(error.stdout.lines().count(), 1);
+    let path = stores(&lab, "\nstorage-path = \"/elsewhere\"\n");
+    lab.forge("ls").says(
+        2,
+        "",
+        "error: HOME/forge.toml:2: `storage-path`: the file of a store cannot say where the store is\n",
+    );
+    fs::remove_file(path).expect("removed");
+    users(&lab, "storage-path = \"here/there\"\n");
+    let ended = lab.forge("ls").run().code(2);
+    assert!(
+        ended
+            .stderr
+            .contains("caused by: `here/there` begins nowhere: in a file, paths are absolute\n"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn a_key_that_is_none_ends_every_command_with_file_and_line() {
+    let lab = Lab::bare();
+    stores(&lab, "timeout = 5\n[create]\nengin-label = [\"a=b\"]\n");
+    for command in ["ls", "create n1", "config show", "env -u"] {
+        lab.forge(command).says(
+            2,
+            "",
+            "error: HOME/forge.toml:3: `forge create` has no flag `--engin-label`\nhint: `forge create --help` shows the flags\n",
+        );
+    }
+    // Help is had all the same.
+    lab.forge("create --help").ok();
+    stores(&lab, "timeout = \"soon\"\n");
+    lab.forge("ls").says(
+        2,
+        "",
+        "error: HOME/forge.toml:1: `timeout` makes no sense\ncaused by: invalid value 'soon' for '--timeout <SECONDS>': invalid digit found in string\n",
+    );
+    let ended = lab.forge("ls --json").run().code(2);
+    assert_eq!(ended.summary()["kind"], "usage");
+}
+
+#[test]
+fn a_file_that_others_may_write_into_is_refused() {
+    let lab = Lab::bare();
+    let path = stores(&lab, "timeout = 5\n");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).expect("chmod");
+    lab.forge("ls").says(
+        1,
+        "",
+        "error: others may write into `HOME/forge.toml`\ncaused by: what it says decides which programs are run\nhint: `chmod go-w HOME/forge.toml`, if it is yours\n",
+    );
+}
+
+#[test]
+fn docker_machines_variables_of_switches_are_read_as_it_read_them() {
+    let lab = Lab::bare();
+    let show = |value: &str| {
+        let run = lab.forge("config show --json");
+        setting(
+            run.env("VIRTUALBOX_NO_DNS_PROXY", value),
+            "virtualbox.no-dns-proxy",
+        )
+    };
+    assert_eq!(show("1")["value"], "true");
+    assert_eq!(show("F")["value"], "false");
+    assert_eq!(show("")["value"], Value::Null);
+    let ended = lab
+        .forge("config show")
+        .env("VIRTUALBOX_NO_DNS_PROXY", "perhaps")
+        .run()
+        .code(2);
+    assert_eq!(
+        ended.stderr,
+        "error: VIRTUALBOX_NO_DNS_PROXY is neither true nor false: `perhaps`\n"
+    );
+    let memory = lab
+        .forge("config show --json")
+        .env("VIRTUALBOX_MEMORY_SIZE", "2048");
+    assert_eq!(setting(memory, "virtualbox.memory")["value"], "2048");
+}
+
+#[test]
+fn a_machine_called_show_is_a_machine() {
+    let lab = Lab::new();
+    lab.forge("create show").ok();
+    let config = lab.forge("config -- show").ok().stdout;
+    assert!(config.starts_with("--tlsverify\n"), "{config}");
+    // docker-machine had no settings to show.
+    let there = lab
+        .forge("config show")
+        .called("docker-machine")
+        .ok()
+        .stdout;
+    assert_eq!(there, config);
+    assert!(lab.forge("config show").ok().stdout.starts_with("SETTING"));
+}
+
+#[test]
+fn the_settings_that_the_readme_shows_are_some() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("the README");
+    for block in readme.split("```toml\n").skip(1) {
+        let text = block.split("```").next().unwrap_or_default();
+        let lab = Lab::bare();
+        users(&lab, text);
+        lab.forge("config show").ok();
+    }
+}
