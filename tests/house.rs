@@ -221,7 +221,7 @@ fn the_toolchain_of_the_setup_is_new_enough_for_the_crates() {
 
 #[test]
 fn every_variable_is_listed_by_config_show() {
-    // These are for tests of forge itself; the last ones are refused with what serves instead.
+    // These are for tests of forge itself; options of docker-machine's that mean nothing here have files of their own.
     let others = [
         "FORGE_FAKE_",
         "FORGE_TEST_",
@@ -229,7 +229,6 @@ fn every_variable_is_listed_by_config_show() {
         "FORGE_ABORT_AT",
         "FORGE_POINTS",
     ];
-    let refused = Path::new("drivers/virtualbox/src/former.rs");
     let home = tempfile::tempdir().expect("a folder");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_forge"))
         .args(["config", "show", "--json"])
@@ -241,7 +240,7 @@ fn every_variable_is_listed_by_config_show() {
     let mut missing = Vec::new();
     for (path, text) in rust() {
         let of_program = path.starts_with("src") || path.to_string_lossy().contains("/src/");
-        if !of_program || path.starts_with("tests") || path == refused {
+        if !of_program || path.starts_with("tests") || path.ends_with("former.rs") {
             continue;
         }
         for part in text.split("\"FORGE_").skip(1) {

@@ -265,3 +265,42 @@ fn the_settings_that_the_readme_shows_are_some() {
         lab.forge("config show").ok();
     }
 }
+
+#[test]
+fn the_driver_kvm_is_libvirts_with_the_options_that_it_had_there() {
+    let lab = Lab::bare();
+    let create = |words: &str| {
+        let run = lab.forge(&format!("create {words} --libvirt-virsh /nowhere/virsh n1"));
+        run.without("FORGE_DRIVER").run().code(3).stderr
+    };
+    let said = create(
+        "-d kvm --kvm-memory 2048 --kvm-disk-size 20000 --kvm-cpu-count 2 --kvm-network default --kvm-cache-mode none",
+    );
+    assert!(
+        said.starts_with("warning: `--kvm-cache-mode` has no effect: "),
+        "{said}"
+    );
+    assert!(said.contains("virsh"), "{said}");
+    // An option of its own tells which driver is meant.
+    let said = create("--kvm-memory 2048");
+    assert!(
+        said.starts_with("driver: libvirt (`--kvm-memory` is its option"),
+        "{said}"
+    );
+    let ended = lab
+        .forge("create -d kvm --kvm-boot2docker-url x n1")
+        .run()
+        .code(2);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: `--kvm-boot2docker-url` cannot be followed"),
+        "{}",
+        ended.stderr
+    );
+    let help = lab.forge("create -d kvm --help").ok().stdout;
+    assert!(
+        help.contains("--libvirt-memory") && !help.contains("kvm-io-mode"),
+        "{help}"
+    );
+}

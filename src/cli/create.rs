@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use forge::engine_options::EngineOptions;
 use forge::machine::create::{self, Wish};
@@ -95,6 +96,19 @@ impl Choice {
             (None, Some(picked)) => (picked.entry, Some(picked.why.clone())),
             (None, None) => return Err(Error::new(Kind::Usage, "no driver is named")),
         };
+        for (id, flag) in forge_libvirt::WITHOUT_EFFECT {
+            let there = matches.try_contains_id(id).unwrap_or(false);
+            let source = if there {
+                matches.value_source(id)
+            } else {
+                None
+            };
+            if source.is_some_and(|source| source != ValueSource::DefaultValue) {
+                report::note(&format!(
+                    "warning: `{flag}` has no effect: libvirt decides how disks are cached and written"
+                ));
+            }
+        }
         Ok(Chosen {
             driver,
             resolved: session.defaults.told((driver.resolve)(matches)?, driver),

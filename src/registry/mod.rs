@@ -97,21 +97,32 @@ pub struct Entry {
     pub findings: for<'a> fn(&'a Forge, &'a Value) -> BoxFuture<'a, Result<Vec<Finding>>>,
 }
 
+/// The name of a driver that goes by several: docker-machine's plugin for KVM made machines of libvirt's.
+fn name(id: &str) -> &str {
+    if id == KVM { "libvirt" } else { id }
+}
+
+/// The other name.
+const KVM: &str = "kvm";
+
 /// The driver of this name.
 ///
 /// # Errors
 /// [`Kind::Usage`] with the names there are.
 pub fn find(id: &str) -> Result<&'static Entry> {
-    all().iter().find(|entry| entry.id == id).ok_or_else(|| {
-        let known: Vec<String> = all()
-            .iter()
-            // No machine is made with it.
-            .filter(|entry| entry.id != imported::ID)
-            .map(|entry| format!("`{}`", entry.id))
-            .collect();
-        Error::new(Kind::Usage, format!("there is no driver `{id}`"))
-            .hint(format!("the drivers are {}", known.join(", ")))
-    })
+    all()
+        .iter()
+        .find(|entry| entry.id == name(id))
+        .ok_or_else(|| {
+            let known: Vec<String> = all()
+                .iter()
+                // No machine is made with it.
+                .filter(|entry| entry.id != imported::ID)
+                .map(|entry| format!("`{}`", entry.id))
+                .collect();
+            Error::new(Kind::Usage, format!("there is no driver `{id}`"))
+                .hint(format!("the drivers are {}", known.join(", ")))
+        })
 }
 
 /// A driver that nobody named, and why it is the one.
@@ -129,11 +140,14 @@ pub fn pick(words: &[OsString], preferred: Option<&str>) -> Pick {
         .iter()
         .map_while(|word| word.to_str().filter(|word| *word != "--"));
     for word in options {
-        let named = all().iter().find(|entry| {
+        let of = |id: &str| {
             word.strip_prefix("--")
-                .and_then(|rest| rest.strip_prefix(entry.id))
+                .and_then(|rest| rest.strip_prefix(id))
                 .is_some_and(|rest| rest.starts_with('-'))
-        });
+        };
+        let named = all()
+            .iter()
+            .find(|entry| of(entry.id) || (of(KVM) && name(KVM) == entry.id));
         if let Some(entry) = named {
             let flag = word.split('=').next().unwrap_or(word);
             return Pick {

@@ -18,6 +18,7 @@ mod check;
 mod doctor;
 mod domain;
 mod driver;
+mod former;
 mod lease;
 mod look;
 mod network;
@@ -31,6 +32,7 @@ mod zones;
 
 pub use doctor::{findings, ready};
 pub use driver::LibvirtDriver;
+pub use former::WITHOUT_EFFECT;
 pub use network::Choice;
 pub use options::{AccelChoice, Config, Options};
 pub use uri::Uri;

@@ -9,6 +9,7 @@ use forge_driver::{Error, Kind, Result};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::former::Former;
 use crate::network::Choice;
 use crate::uri::Uri;
 use crate::zones;
@@ -38,6 +39,7 @@ pub struct Options {
     #[arg(
         id = "libvirt_memory",
         long = "libvirt-memory",
+        alias = "kvm-memory",
         value_name = "MIB",
         env = "FORGE_LIBVIRT_MEMORY",
         hide_env_values = true
@@ -47,6 +49,7 @@ pub struct Options {
     #[arg(
         id = "libvirt_cpus",
         long = "libvirt-cpus",
+        alias = "kvm-cpu-count",
         value_name = "N",
         env = "FORGE_LIBVIRT_CPUS",
         hide_env_values = true
@@ -90,6 +93,7 @@ pub struct Options {
     #[arg(
         id = "libvirt_network",
         long = "libvirt-network",
+        alias = "kvm-network",
         value_name = "NETWORK",
         env = "FORGE_LIBVIRT_NETWORK",
         hide_env_values = true
@@ -126,6 +130,10 @@ pub struct Options {
         hide_env_values = true
     )]
     pub virsh: Option<PathBuf>,
+    /// What docker-machine's plugin for KVM had besides.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub former: Former,
 }
 
 /// How guests run.
@@ -215,6 +223,7 @@ impl Config {
         .map(|(flag, given)| (flag, Origin::of(matches, flag, given)))
         .collect();
         let default = Self::default();
+        let former = options.former.disk_bytes()?;
         let uris = zones::uris(&options.uri)?;
         let config = Self {
             uri: uris.first().cloned().unwrap_or(default.uri),
@@ -224,7 +233,7 @@ impl Config {
             cpus: options.cpus.unwrap_or(default.cpus),
             disk_bytes: match &options.disk_size {
                 Some(text) => options::size("--libvirt-disk-size", text)?,
-                None => default.disk_bytes,
+                None => former.unwrap_or(default.disk_bytes),
             },
             accel: options.accel.unwrap_or(default.accel),
             pool: options.pool.clone().unwrap_or(default.pool),
@@ -298,6 +307,33 @@ mod tests {
     #[test]
     fn the_command_holds_together_and_every_name_carries_the_prefix() {
         forge_driver::conformance::names_carry_the_prefix(Whole::command(), "libvirt");
+    }
+
+    #[test]
+    fn the_options_of_docker_machines_plugin_are_taken() {
+        let (config, origins) = resolved(&[
+            "--kvm-memory",
+            "2048",
+            "--kvm-cpu-count",
+            "2",
+            "--kvm-disk-size",
+            "30000",
+            "--kvm-network",
+            "default",
+            "--kvm-cache-mode",
+            "none",
+            "--kvm-io-mode",
+            "threads",
+        ])
+        .expect("fine");
+        assert_eq!(config.memory_mib, 2048);
+        assert_eq!(config.cpus, 2);
+        assert_eq!(config.disk_bytes, 30_000 << 20);
+        assert_eq!(config.network, Choice::Named("default".into()));
+        assert_eq!(origins["libvirt-memory"], Origin::Flag);
+        let error = resolved(&["--kvm-boot2docker-url", "x"]).expect_err("refused");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.deepest_hint().is_some());
     }
 
     #[test]
