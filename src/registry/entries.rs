@@ -165,6 +165,7 @@ pub fn all() -> &'static [Entry] {
                 let (config, origins) = forge_generic::Config::resolve(&options, Some(matches))?;
                 Ok((recorded(&config)?, texts(origins)))
             },
+            token: None,
             default: || {
                 let nowhere = forge_generic::Options {
                     ip_address: Some("localhost".to_owned()),
@@ -201,6 +202,7 @@ pub fn all() -> &'static [Entry] {
                 let (config, origins) = forge_none::Config::resolve(&options, Some(matches))?;
                 Ok((recorded(&config)?, texts(origins)))
             },
+            token: None,
             default: || {
                 let nowhere = forge_none::Options {
                     url: Some("tcp://localhost".to_owned()),

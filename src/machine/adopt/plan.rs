@@ -122,6 +122,7 @@ impl Plan {
                 port,
                 defaults: Map::new(),
                 keep_storage: true,
+                past: Vec::new(),
             };
             let settings = settings::merge(found, wished, &terms)?;
             changes.extend(engine(found, facts, &settings, port)?);

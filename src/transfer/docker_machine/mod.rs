@@ -255,6 +255,8 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
             key: KEY.to_owned(),
             first_host_key: None,
             own_host_key: None,
+            accept: Vec::new(),
+            authorities: Vec::new(),
         },
         instance,
         tls: certificate(&to),
@@ -264,6 +266,7 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
         published: Vec::new(),
         member: None,
         renewing: None,
+        adopted: None,
         imported: Some(Imported {
             driver: foreign.driver.clone(),
             fields: foreign.fields.clone(),
