@@ -92,7 +92,7 @@ fn words_that_make_no_sense_end_with_2_and_touch_nothing() {
     for (words, stderr) in [
         (
             "create --driver vmware x",
-            "error: there is no driver `vmware`\nhint: the drivers are `qemu`, `libvirt`, `virtualbox`, `fake`\n",
+            "error: there is no driver `vmware`\nhint: the drivers are `qemu`, `libvirt`, `virtualbox`, `generic`, `none`, `fake`\n",
         ),
         (
             "create Bad_Name",

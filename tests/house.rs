@@ -228,6 +228,8 @@ fn every_variable_is_listed_by_config_show() {
         "FORGE_LAB_",
         "FORGE_ABORT_AT",
         "FORGE_POINTS",
+        // Of a machine, not of this program: what its unit starts the engine with.
+        "FORGE_ENGINE_FLAGS",
     ];
     let home = tempfile::tempdir().expect("a folder");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_forge"))

@@ -75,7 +75,7 @@ fn a_machine_moves_with_its_disk_and_knows_no_path() {
     let mode = fs::metadata(&file).expect("a file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let packed = [(file.clone(), fs::read(&file).expect("a file"))];
-    for text in ["of the guest", "n1", "PRIVATE KEY"] {
+    for text in ["of the guest", "machines/n1", "PRIVATE KEY"] {
         nowhere(&packed.clone().into(), text);
     }
     let ended = import(&there, &file).ok();

@@ -50,6 +50,7 @@ pub struct Options {
 pub struct Source {
     /// Where there is no engine, download this script and run it; `none` for an error instead [env: MACHINE_DOCKER_INSTALL_URL] [default: the distribution's packages]
     #[arg(
+        id = "engine_install_url",
         long = "engine-install-url",
         value_name = "URL",
         env = "FORGE_ENGINE_INSTALL_URL",
@@ -58,6 +59,7 @@ pub struct Source {
     url: Option<String>,
     /// Where there is no engine, install these packages, by the distribution's own tool
     #[arg(
+        id = "engine_packages",
         long = "engine-packages",
         value_name = "NAME,…",
         env = "FORGE_ENGINE_PACKAGES",
