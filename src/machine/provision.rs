@@ -53,7 +53,11 @@ pub async fn apply(
         .events
         .step(
             "provisioning",
-            "the playbooks kernel, firewall and docker",
+            if record.adopted.is_none() {
+                "the playbooks kernel, firewall and docker"
+            } else {
+                "the playbook docker"
+            },
             Some(start + forge.patience),
         )
         .await;
