@@ -1,0 +1,114 @@
+//! A host that was there before forge, in earnest: a virtual machine that a first store makes, turned back into a plain
+//! Debian host with an engine, a configuration and containers of its own, which a second store adopts and leaves.
+
+use std::fs;
+
+use forge_lab::{Steps, Store, text};
+
+const FORGE: &str = env!("CARGO_BIN_EXE_forge");
+
+/// What forge made of its machine goes; what a host of somebody else's has comes. One of the containers is not started
+/// again by anybody.
+const PLAIN: &str = r#"set -e
+nft delete table inet forge 2>/dev/null || :
+rm -rf /etc/systemd/system/docker.service.d /etc/docker/forge.env /etc/docker/tls /var/lib/forge
+echo '{"labels": ["room=7"]}' >/etc/docker/daemon.json
+systemctl daemon-reload
+systemctl restart docker
+mkdir -p /tmp/tiny/bin /tmp/tiny/lib64 /tmp/tiny/lib/x86_64-linux-gnu
+cp /bin/sleep /tmp/tiny/bin/
+cp -L /lib/*/libc.so.6 /tmp/tiny/lib/x86_64-linux-gnu/
+cp -L /lib64/ld-linux-x86-64.so.2 /tmp/tiny/lib64/
+tar -C /tmp/tiny -c . | docker import - tiny >/dev/null
+docker run -d --name once --restart=no tiny /bin/sleep 100000 >/dev/null
+docker run -d --name always --restart=always tiny /bin/sleep 100000 >/dev/null
+"#;
+
+/// All that has to be the same afterwards.
+const FACTS: &str = r#"docker inspect -f '{{.Name}} {{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}}' once always
+docker info -f '{{.Driver}} {{.ServerVersion}} {{.Images}} {{.LiveRestoreEnabled}} {{.Labels}}'
+hostname
+cat /etc/docker/daemon.json
+nft list ruleset | grep -c forge || :
+"#;
+
+/// Besides, what is the same once the host was left.
+const FILES: &str = r#"find /etc/docker /etc/systemd/system/docker.service.d -type f 2>/dev/null | sort
+cat /home/forge/.ssh/authorized_keys
+ls -A /var/lib/forge 2>/dev/null || :
+"#;
+
+#[test]
+fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
+    let mut steps = Steps::new("an adopted host");
+    let (owner, guest) = (Store::new(FORGE), Store::empty(FORGE));
+    steps.step("a machine becomes a plain host");
+    owner.ok(&["create", "--driver", "qemu", "v1"]);
+    owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(PLAIN)]);
+    let there = |script: &str| owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(script)]);
+    let (facts, files) = (there(FACTS), there(FILES));
+    assert!(!facts.contains("/once 0 "), "both run: {facts}");
+    let record = fs::read(owner.home().join("machines/v1/machine.json")).expect("a record");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+    let ssh = text(&record["instance"]["endpoints"]["ssh"]);
+    let (address, port) = ssh.rsplit_once(':').expect("a port");
+    let print = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub";
+    let print = owner.ok(&["ssh", "v1", "--", print]);
+    let print = print.split_whitespace().nth(1).expect("a fingerprint");
+    let key = owner.home().join("machines/v1/id_ed25519");
+    let key = key.display().to_string();
+    let create = [
+        "create",
+        "--driver",
+        "generic",
+        "--generic-ip-address",
+        address,
+        "--generic-ssh-port",
+        port,
+        "--generic-ssh-user",
+        "forge",
+        "--generic-ssh-key",
+        &key,
+        "--generic-ssh-config",
+        "none",
+        "--generic-host-key",
+        print,
+        "n1",
+    ];
+    steps.step("a dry run");
+    let dry = guest.run(&[&create[..], &["--dry-run"]].concat());
+    assert_eq!(dry.code, 2, "{}", dry.err);
+    assert!(
+        dry.err.contains("the 2 containers that run, run on"),
+        "{}",
+        dry.err
+    );
+    assert_eq!(there(FILES), files, "nothing was changed");
+    steps.step("adopted");
+    guest.ok(&create);
+    assert_eq!(
+        there(FACTS),
+        facts,
+        "images, containers and their PIDs, host name, storage driver"
+    );
+    let again = guest.run(&["provision", "n1"]).ok();
+    assert!(again.err.contains("nothing to change"), "{}", again.err);
+    assert!(
+        guest.ok(&["ls"]).contains(" v"),
+        "its engine answers over TLS"
+    );
+    steps.step("left");
+    guest.ok(&["rm", "-y", "n1"]);
+    assert_eq!(
+        (there(FACTS), there(FILES)),
+        (facts, files),
+        "as it was before"
+    );
+    owner.ok(&["rm", "-y", "v1"]);
+    assert_eq!(owner.left(), Vec::<String>::new());
+}
+
+/// One word of the shell at the other end.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
