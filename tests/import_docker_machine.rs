@@ -101,6 +101,15 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
     old.key("do1");
     let gone = address();
     old.machine("ec2", "amazonec2", &json!({"IPAddress": gone, "AccessKey": "AKIAEXAMPLE", "SecretKey": AWS, "InstanceId": "i-0a1b2c", "PrivateIPAddress": "10.0.0.7"}), &[&gone], 1100);
+    // Somebody has vouched for its key before.
+    let trusted =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIpMNUYbZH2ZqGFVuG2VnsVxUC1lDyCQpNzHJVWjvkVT";
+    fs::create_dir(lab.folder().join(".ssh")).expect("mkdir");
+    fs::write(
+        lab.folder().join(".ssh/known_hosts"),
+        format!("{gone} {trusted}\n"),
+    )
+    .expect("written");
     // VirtualBox's, which is off: its address is known to nobody.
     let boot2docker = old.machine("v1", "virtualbox", &json!({"IPAddress": "", "SSHPort": 35719, "SSHUser": "docker", "VBoxManager": {}, "Memory": 1024, "HostOnlyCIDR": "192.168.99.1/24"}), &[&v], 10);
     engine(at(&v, 2376), &boot2docker);
@@ -257,6 +266,17 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         .status()
         .expect("ssh");
     assert_eq!(entered.code(), Some(42));
+    for words in ["ssh g1 exit 42", "--native-ssh ssh g1 exit 42"] {
+        lab.forge(words).run().code(42);
+    }
+    assert_eq!(lab.record("ec2")["ssh"]["accept"], json!([trusted]));
+    let nobody = lab.forge("ssh n1 true").run();
+    assert_ne!(nobody.code, 0);
+    assert!(
+        nobody.stderr.contains("nobody logs in there"),
+        "{}",
+        nobody.stderr
+    );
 
     // Again: nothing to change, for the same reasons.
     let again = lab

@@ -1,10 +1,13 @@
 //! The host keys of machines that were imported: each is trusted once somebody vouches for it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result};
 
+use super::Foreign;
 use crate::machine::{Forge, Record};
+use crate::remote::known_hosts::Known;
 use crate::remote::{HostKeys, fingerprint, ssh};
 use crate::store::lock::{Guarded, acquire};
 
@@ -20,6 +23,30 @@ pub struct Shown {
     pub fingerprint: String,
     /// Where it was shown.
     pub address: String,
+}
+
+/// The keys that the user's `known_hosts`, and that of this host, have for a machine: whoever wrote them there vouched for
+/// them. Machines of VirtualBox share an address of this host, which has a key of its own.
+pub(super) fn known(foreign: &Foreign) -> Vec<String> {
+    let Some((host, port)) = foreign
+        .ssh
+        .as_ref()
+        .filter(|_| foreign.driver != "virtualbox")
+    else {
+        return Vec::new();
+    };
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let own = home.map(|home| PathBuf::from(home).join(".ssh/known_hosts"));
+    let files = own
+        .into_iter()
+        .chain([PathBuf::from("/etc/ssh/ssh_known_hosts")]);
+    let texts = files.filter_map(|path| std::fs::read_to_string(path).ok());
+    let known = Known::read(texts, host, *port);
+    known
+        .keys
+        .into_iter()
+        .filter(|key| !known.revoked.contains(key) && HostKeys::only(key).is_ok())
+        .collect()
 }
 
 /// The key that a recorded machine shows now; `None` when one is trusted already or it has no SSH.
@@ -83,7 +110,7 @@ pub async fn pin(forge: &Forge, name: &str, vouched: &[String]) -> Result<bool> 
     }
     // Refuses a key of a kind that no connection accepts.
     HostKeys::only(&shown.key)?;
-    record.ssh.own_host_key = Some(shown.key);
+    record.ssh.accept = vec![shown.key];
     record.save(&forge.store)?;
     Ok(true)
 }

@@ -251,11 +251,15 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
             engine: None,
         },
         ssh: SshAccess {
-            user: foreign.user.clone(),
+            // Nobody logs in where there is no SSH.
+            user: foreign
+                .ssh
+                .as_ref()
+                .map_or_else(String::new, |_| foreign.user.clone()),
             key: KEY.to_owned(),
             first_host_key: None,
             own_host_key: None,
-            accept: Vec::new(),
+            accept: keys::known(foreign),
             authorities: Vec::new(),
         },
         instance,
