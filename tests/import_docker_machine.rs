@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,6 +66,21 @@ fn vboxmanage(folder: &Path, id: &str, settings: &Path, ssh: u16, ip: &str) -> P
 fn path_with(bin: &Path) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     format!("{}:{path}", bin.display())
+}
+
+/// No secret, and no path of the old store, is anywhere in the new one.
+fn no_secret(lab: &Lab, root: &str) {
+    for (path, bytes) in lab.files() {
+        let text = String::from_utf8_lossy(&bytes);
+        for secret in [TOKEN, AWS, "AKIAEXAMPLE", root] {
+            let logged = secret == root && path.starts_with(lab.home.join("logs"));
+            assert!(
+                logged || !text.contains(secret),
+                "{secret} in {}",
+                path.display()
+            );
+        }
+    }
 }
 
 #[test]
@@ -197,17 +213,7 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
     }
 
     // No secret, and no path of the old store, is anywhere in the new one.
-    for (path, bytes) in lab.files() {
-        let text = String::from_utf8_lossy(&bytes);
-        for secret in [TOKEN, AWS, "AKIAEXAMPLE", root.as_str()] {
-            let logged = secret == root && path.starts_with(lab.home.join("logs"));
-            assert!(
-                logged || !text.contains(secret),
-                "{secret} in {}",
-                path.display()
-            );
-        }
-    }
+    no_secret(&lab, &root);
     assert_eq!(
         lab.record("do1")["imported"]["fields"],
         json!({"DropletID": 3_164_494, "Region": "nyc3"})
@@ -286,6 +292,31 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         .code(1);
     let nothing = "{\"changed\":0,\"event\":\"summary\"";
     assert!(again.stdout.contains(nothing), "{}", again.stdout);
+
+    // Nobody could be asked for a passphrase; now somebody can, and they go to where credentials are.
+    assert!(
+        done.stderr
+            .contains("secrets stay where docker-machine kept them"),
+        "{}",
+        done.stderr
+    );
+    let phrase = lab.folder().join("phrase");
+    fs::write(&phrase, "correct horse battery\n").expect("written");
+    fs::set_permissions(&phrase, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let kept = lab
+        .forge(&words)
+        .env("PATH", &path)
+        .env("FORGE_PASSPHRASE_FILE", &phrase)
+        .run()
+        .code(1);
+    let said = "secrets are kept as `amazonec2/AccessKey` (sealed file), `amazonec2/SecretKey` (sealed file), `digitalocean` (sealed file)\n";
+    assert!(kept.stderr.contains(said), "{}", kept.stderr);
+    let names = lab.forge("credentials ls").ok().stdout;
+    assert!(
+        names.contains("digitalocean") && names.contains("amazonec2/SecretKey"),
+        "{names}"
+    );
+    no_secret(&lab, &root);
 
     // VirtualBox's power is forge's; no other's is.
     let switched = lab.forge("start v1").env("PATH", &path).ok();

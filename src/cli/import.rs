@@ -2,13 +2,13 @@
 
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use forge::machine::{Forge, Record};
-use forge::transfer::docker_machine::{self as docker_machine, Found, Plan};
+use forge::transfer::docker_machine::{self as docker_machine, Found, Keeper, Plan};
 use forge_driver::{Error, Kind, Result};
 use serde_json::{Value, json};
 
@@ -169,10 +169,10 @@ impl Described {
                 };
                 (foreign.driver.clone(), engine, "import".to_owned())
             }
-            Ok(Plan::Look(foreign)) => (
+            Ok(Plan::Rest(foreign)) => (
                 foreign.driver.clone(),
                 String::new(),
-                "look for it in VirtualBox".to_owned(),
+                "keep what was left".to_owned(),
             ),
             Ok(Plan::There) => (
                 String::new(),
@@ -213,10 +213,20 @@ async fn import(
     vouched: &BTreeMap<String, Vec<String>>,
 ) -> Result<Outcome> {
     let (forge, drawing) = session.worker("import")?;
+    let mut keeper = Keeper::default();
     let mut done = Vec::new();
     for Found { name, plan } in found {
         let result = match plan {
-            Ok(_) => one(&forge.of(&name), root, &name, vouched.get(&name)).await,
+            Ok(_) => {
+                one(
+                    &forge.of(&name),
+                    root,
+                    &name,
+                    vouched.get(&name),
+                    &mut keeper,
+                )
+                .await
+            }
             Err(error) => Err(error),
         };
         let result =
@@ -227,8 +237,10 @@ async fn import(
     let forge = session.reader()?;
     let open = untrusted(&forge, &done);
     if session.json() {
-        println!("{}", summary(&done, &open));
+        println!("{}", summary(&done, &open, &keeper));
     } else {
+        tell_power(&forge, &done);
+        tell_secrets(&forge, root, &keeper);
         let open = ask(&forge, open).await;
         tell(root, &open);
     }
@@ -246,9 +258,10 @@ async fn one(
     root: &Path,
     name: &str,
     vouched: Option<&Vec<String>>,
+    keeper: &mut Keeper,
 ) -> Result<docker_machine::Done> {
     forge.events.step("importing", "", None).await;
-    let mut done = docker_machine::take(forge, root, name).await?;
+    let mut done = docker_machine::take(forge, root, name, keeper).await?;
     for note in &done.notes {
         forge.events.warning(format!("{name}: {note}")).await;
     }
@@ -321,24 +334,72 @@ async fn ask(forge: &Forge, names: Vec<String>) -> Vec<String> {
     open
 }
 
-/// Says how SSH comes to work.
-fn tell(root: &Path, open: &[String]) {
-    if let Some(name) = open.first() {
-        let all = open
-            .iter()
-            .map(|name| format!("`{name}`"))
-            .collect::<Vec<_>>();
+/// Says whose power is not forge's to switch.
+fn tell_power(forge: &Forge, done: &Results) {
+    let new = done
+        .iter()
+        .filter(|(_, result)| result.as_ref().is_ok_and(|done| done.new))
+        .filter_map(|(name, _)| Record::find(&forge.store, name).ok().flatten())
+        .filter(|record| record.config["virtualbox"] == false);
+    let drivers: BTreeSet<String> = new
+        .map(|record| format!("`{}`", record.made_by()))
+        .collect();
+    if !drivers.is_empty() {
+        let drivers: Vec<String> = drivers.into_iter().collect();
         report::note(&format!(
-            "no host key is trusted yet, so SSH is refused: {}\nhint: `forge import docker-machine {} --host-key {name}=SHA256:…` trusts one; at the machine `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` shows which",
-            all.join(", "),
+            "the power of these machines is switched where they were made, not by forge: those of {}",
+            drivers.join(", ")
+        ));
+    }
+}
+
+/// Says where the secrets are.
+fn tell_secrets(forge: &Forge, root: &Path, keeper: &Keeper) {
+    if !keeper.kept().is_empty() {
+        let kept = keeper.kept().iter();
+        let kept: Vec<String> = kept.map(|(name, at)| format!("`{name}` ({at})")).collect();
+        report::note(&format!("secrets are kept as {}", kept.join(", ")));
+    }
+    if let Some(why) = keeper.instead() {
+        report::note(&format!(
+            "{why}: they are in {}, sealed by the passphrase",
+            forge.store.root().join(forge::credentials::FILE).display()
+        ));
+    }
+    if let Some(why) = keeper.refused() {
+        report::note(&format!(
+            "warning: secrets stay where docker-machine kept them, in plain text: {why}\nhint: with a keyring, a terminal, or the passphrase in the file that FORGE_PASSPHRASE_FILE names, `forge import docker-machine {}` keeps them",
             root.display()
         ));
     }
 }
 
-fn summary(done: &Results, open: &[String]) -> Value {
+/// So many machines are named; of more, only how many there are.
+const NAMED: usize = 5;
+
+/// Says how SSH comes to work.
+fn tell(root: &Path, open: &[String]) {
+    if let Some(name) = open.first() {
+        let first = open.iter().take(NAMED).map(|name| format!("`{name}`"));
+        let mut all = first.collect::<Vec<_>>().join(", ");
+        if let more @ 1.. = open.len().saturating_sub(NAMED) {
+            all.push_str(&format!(" and {more} more"));
+        }
+        report::note(&format!(
+            "no host key is trusted yet, so SSH is refused: {}\nhint: `forge import docker-machine {} --host-key {name}=SHA256:…` trusts one; at the machine `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` shows which",
+            all,
+            root.display()
+        ));
+    }
+}
+
+fn summary(done: &Results, open: &[String], keeper: &Keeper) -> Value {
     json!({
         "event": "summary",
+        "secrets": {
+            "kept": keeper.kept().iter().map(|(name, at)| (name.clone(), at.to_string().into())).collect::<serde_json::Map<_, _>>(),
+            "refused": keeper.refused(),
+        },
         "changed": done.iter().filter(|(_, result)| result.as_ref().is_ok_and(|done| done.changed)).count(),
         "machines": done.iter().map(|(name, result)| json!({
             "name": name,

@@ -8,6 +8,7 @@ use super::{Forge, Record, adopt, record};
 use crate::context;
 use crate::registry;
 use crate::store;
+use crate::transfer::docker_machine::keep;
 
 /// Removes a machine: first what the provider has, then what is remembered. The intent is on disk
 /// first, so a removal that was cut off is visible and goes on. The caller holds the machine's lock.
@@ -55,6 +56,10 @@ async fn here(forge: &Forge, record: &Record) -> Result<()> {
     leave_docker(forge, &record.name).await;
     forget(forge, &record.name)?;
     if let Some(imported) = &record.imported {
+        if let Err(error) = keep::forget(forge, &record.name, imported).await {
+            let text = format!("secrets of `{}` stay: {}", record.name, error.line());
+            forge.events.warning(text).await;
+        }
         forge.events.warning(imported.left(record)).await;
     }
     forge.events.finished("removed", true).await;

@@ -1,6 +1,7 @@
 //! Machines that another program made and forge took over. They are reached at their addresses; of those of VirtualBox
 //! the power is forge's to switch, too. None is ever made here, and none is removed at its provider.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -31,8 +32,8 @@ pub struct Imported {
     pub driver: String,
     /// What that driver remembered, without secrets and without paths.
     pub fields: Map<String, Value>,
-    /// The names of its fields that are secret, in order.
-    pub secrets: Vec<String>,
+    /// Its fields that are secret, and the names under which they are kept; those without one are not.
+    pub secrets: BTreeMap<String, Option<String>>,
     /// What tells this machine from others of its name: the same for every copy of the store that it came from.
     pub source: String,
     /// When it was taken over.
@@ -232,7 +233,7 @@ pub fn instance(ip: IpAddr, ssh: u16, engine: u16) -> Instance {
             public: None,
         },
         artefacts: Vec::new(),
-        hardware: std::collections::BTreeMap::new(),
+        hardware: BTreeMap::new(),
     }
 }
 

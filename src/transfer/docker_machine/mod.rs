@@ -6,6 +6,7 @@
 //! vouches for it.
 
 pub mod config;
+pub mod keep;
 mod keys;
 pub mod secrets;
 
@@ -30,6 +31,7 @@ use crate::store::lock::{Guarded, acquire};
 use crate::store::{Store, write_file};
 
 use config::Foreign;
+pub use keep::Keeper;
 pub use keys::{Shown, pin, shown};
 
 /// The SSH key's name there, which it keeps.
@@ -51,8 +53,8 @@ pub struct Found {
 pub enum Plan {
     /// It is imported.
     New(Box<Foreign>),
-    /// It was, and VirtualBox could not be asked for it then.
-    Look(Box<Foreign>),
+    /// It was, but for its secrets, or for what VirtualBox knows of it.
+    Rest(Box<Foreign>),
     /// It was imported before.
     There,
 }
@@ -67,6 +69,8 @@ impl Plan {
 /// What was done with a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Done {
+    /// Whether the machine is new here.
+    pub new: bool,
     /// Whether anything was changed.
     pub changed: bool,
     /// What does not work with it yet, and how it would.
@@ -143,8 +147,9 @@ fn plan(root: &Path, name: &str, store: Option<&Store>) -> Result<Plan> {
         )
         .hint(format!("`forge rm {name}` goes on with it; then import it again"))),
         Some(imported) if imported.source == source => {
-            if foreign.driver == VIRTUALBOX && record.config["virtualbox"] == false {
-                return Ok(Plan::Look(Box::new(foreign)));
+            let unknown = foreign.driver == VIRTUALBOX && record.config["virtualbox"] == false;
+            if unknown || imported.secrets.values().any(Option::is_none) {
+                return Ok(Plan::Rest(Box::new(foreign)));
             }
             Ok(Plan::There)
         }
@@ -179,7 +184,7 @@ fn source(name: &str, foreign: &Foreign) -> Result<String> {
 ///
 /// # Errors
 /// When its lock is not had, or files cannot be read or written: then the same command goes on.
-pub async fn take(forge: &Forge, root: &Path, name: &str) -> Result<Done> {
+pub async fn take(forge: &Forge, root: &Path, name: &str, keeper: &mut Keeper) -> Result<Done> {
     let _lock = acquire(
         &forge.store,
         &Guarded::Machine(name.to_owned()),
@@ -191,12 +196,18 @@ pub async fn take(forge: &Forge, root: &Path, name: &str) -> Result<Done> {
     // Another command may have been faster.
     match plan(root, name, Some(&forge.store))? {
         Plan::There => Ok(Done::default()),
-        Plan::Look(_) => found_since(forge, name, &folder).await,
-        Plan::New(foreign) => new(forge, root, name, &foreign).await,
+        Plan::Rest(foreign) => rest(forge, name, &folder, &foreign, keeper).await,
+        Plan::New(foreign) => new(forge, root, name, &foreign, keeper).await,
     }
 }
 
-async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Result<Done> {
+async fn new(
+    forge: &Forge,
+    root: &Path,
+    name: &str,
+    foreign: &Foreign,
+    keeper: &mut Keeper,
+) -> Result<Done> {
     let mut notes = Vec::new();
     let (claim, config) = located(
         forge,
@@ -274,11 +285,7 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
         imported: Some(Imported {
             driver: foreign.driver.clone(),
             fields: foreign.fields.clone(),
-            secrets: foreign
-                .secrets
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            secrets: keeper.keep(forge, name, foreign).await,
             source: source(name, foreign)?,
             at: Timestamp::now(),
         }),
@@ -295,17 +302,9 @@ async fn new(forge: &Forge, root: &Path, name: &str, foreign: &Foreign) -> Resul
             "the certificate of its engine is not there, so when it ends is not known".to_owned(),
         ),
     }
-    if !config.virtualbox {
-        notes.push(format!(
-            "its power is switched where `{}` made it, not by forge",
-            foreign.driver
-        ));
-    }
-    for (field, _) in &foreign.secrets {
-        notes.push(format!("its `{field}` stays where docker-machine kept it"));
-    }
     record.save(&forge.store)?;
     Ok(Done {
+        new: true,
         changed: true,
         notes,
     })
@@ -365,24 +364,42 @@ async fn of_virtualbox(forge: &Forge, folder: &Path, name: &str) -> Result<Claim
     }
 }
 
-/// Looks once more for the machine of VirtualBox's.
-async fn found_since(forge: &Forge, name: &str, folder: &Path) -> Result<Done> {
-    let claim = match of_virtualbox(forge, folder, name).await {
-        Ok(claim) => claim,
-        Err(error) => {
-            return Ok(Done {
-                changed: false,
-                notes: vec![error.line()],
-            });
-        }
-    };
+/// What an earlier import had to leave: its secrets, and its machine of VirtualBox's.
+async fn rest(
+    forge: &Forge,
+    name: &str,
+    folder: &Path,
+    foreign: &Foreign,
+    keeper: &mut Keeper,
+) -> Result<Done> {
     let mut record = Record::load(&forge.store, name)?;
-    record.claim = claim;
-    record.config["virtualbox"] = true.into();
-    record.save(&forge.store)?;
+    let before = record.clone();
+    let mut notes = Vec::new();
+    if foreign.driver == VIRTUALBOX && record.config["virtualbox"] == false {
+        match of_virtualbox(forge, folder, name).await {
+            Ok(claim) => {
+                record.claim = claim;
+                record.config["virtualbox"] = true.into();
+            }
+            Err(error) => notes.push(error.line()),
+        }
+    }
+    let missing = |imported: &Imported| imported.secrets.values().any(Option::is_none);
+    if let Some(imported) = record
+        .imported
+        .as_mut()
+        .filter(|imported| missing(imported))
+    {
+        imported.secrets = keeper.keep(forge, name, foreign).await;
+    }
+    let changed = record != before;
+    if changed {
+        record.save(&forge.store)?;
+    }
     Ok(Done {
-        changed: true,
-        notes: Vec::new(),
+        new: false,
+        changed,
+        notes,
     })
 }
 
