@@ -218,6 +218,10 @@ pub fn refusal(error: &clap::Error, program: Option<&OsString>, command: &str) -
                 ));
             }
         }
+        // A second name is taken for a subcommand.
+        ErrorKind::ArgumentConflict if command == "config" => {
+            return Some("Error: Expected one machine name as an argument".to_owned());
+        }
         ErrorKind::UnknownArgument => {
             let word = invalid(ContextKind::InvalidArg);
             let name = word.is_some_and(|word| !word.starts_with('-'));

@@ -269,7 +269,9 @@ mod tests {
             way.known_hosts[..2],
             [PathBuf::from("/known/one"), PathBuf::from("/known/two")]
         );
-        assert_eq!(way.jump.as_deref(), Some("gate@192.0.2.1:2200"));
+        // Some versions of OpenSSH write every host in brackets.
+        let jump = way.jump.expect("a jump host").replace(['[', ']'], "");
+        assert_eq!(jump, "gate@192.0.2.1:2200");
         let way = settle(&Said {
             user: Some("me".into()),
             port: Some(22),
