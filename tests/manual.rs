@@ -139,7 +139,7 @@ fn bash_completes_commands_options_and_machines() {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
-    assert_eq!(offered(&["cre"]), ["create"]);
+    assert_eq!(offered(&["crea"]), ["create"]);
     assert_eq!(offered(&["ssh", ""]), ["n1", "web.2"]);
     assert_eq!(offered(&["stop", "n1", "w"]), ["web.2"]);
     assert_eq!(offered(&["inspect", "--form"]), ["--format"]);
@@ -170,7 +170,7 @@ fn fish_completes_commands_options_and_machines() {
         let first = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
         ended.stdout.lines().map(first).collect::<Vec<_>>()
     };
-    assert_eq!(offered("forge cre"), ["create"]);
+    assert_eq!(offered("forge crea"), ["create"]);
     assert_eq!(offered("forge ssh "), ["n1", "web.2"]);
     assert_eq!(offered("forge create --qemu-mem"), ["--qemu-memory"]);
 }
