@@ -270,6 +270,17 @@ fn a_machine_that_stays_where_it_is_is_reached_from_both_stores() {
         "config",
         serde_json::json!({"travel": "records"}),
     );
+    // One without SSH has no key.
+    here.forge("create n2").ok();
+    set(
+        &here,
+        "n2",
+        "config",
+        serde_json::json!({"travel": "records"}),
+    );
+    for key in ["id_ed25519", "id_ed25519.pub"] {
+        fs::remove_file(here.home.join("machines/n2").join(key)).expect("removed");
+    }
     let file = exported(&here, "");
     let there = Lab::new();
     let at_here = |run: Run<'_>| run.env("FORGE_FAKE_PROVIDER", here.provider.root()).ok();
@@ -282,7 +293,8 @@ fn a_machine_that_stays_where_it_is_is_reached_from_both_stores() {
             || env.stdout.contains("HOME/machines/n1")
     );
     at_here(there.forge("provision n1"));
-    assert_eq!(here.provider.creates().len(), 1, "there is one machine");
+    assert_eq!(here.provider.creates().len(), 2, "none is made again");
+    at_here(there.forge("ip n2"));
     // Two stores that know it, one of which is that of another machine at its address.
     let ended = import(&here, &file).run().code(3);
     says(&ended, "`n1`");

@@ -307,7 +307,9 @@ fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
             && record.claim == item.claim
             && record.stage == Stage::Ready
             && !record.leaving
-            && files.contains_key(&record.ssh.key)
+            && !record.ssh.key.contains('/')
+            // A machine that stays where it is may have no SSH.
+            && (item.disk.is_none() || files.contains_key(&record.ssh.key))
             && (travel == Travel::Disk) == item.disk.is_some()
             && !matches!(travel, Travel::Never(_));
         if !as_said {
@@ -360,6 +362,10 @@ async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
         if begun.disk {
             let driver = registry::open(forge, &begun.driver, &begun.config)?;
             driver.destroy(begun.claim).await?;
+        } else {
+            // The machine itself stays where it is: only what its driver was to remember of it goes.
+            let folder = forge.store.driver_dir(&begun.driver);
+            store::forget(&folder.join(begun.claim.to_string()), MACHINE)?;
         }
         if found.is_none() {
             store::forget(&forge.store.machine_dir(&begun.name), MACHINE)?;
