@@ -414,3 +414,44 @@ fn a_dead_engine_is_shown_with_the_end_of_its_journal() {
         ended.stderr
     );
 }
+
+#[test]
+fn an_engine_is_upgraded_and_restarted_where_there_is_a_newer_one() {
+    let lab = Lab::new();
+    lab.forge("create n1 n2 --engine-install-url none").ok();
+    lab.forge("upgrade n1").says(
+        0,
+        "",
+        "n1: connecting\nn1: upgrading\nn1: has the newest engine (nothing to change)\n",
+    );
+    let summary = lab.forge("upgrade n1 n2 --json").ok().summary();
+    assert_eq!(summary["changed"], 0);
+    std::fs::write(lab.provider.root().join("newest"), "1.2.3\n").expect("written");
+    let summary = lab.forge("upgrade n1 n2 --json").ok().summary();
+    assert_eq!(summary["changed"], 2);
+    for vm in lab.provider.vms().expect("the provider") {
+        let own = lab.provider.folder(vm.claim).join("root/etc/docker");
+        let lines = |name: &str| {
+            let text = std::fs::read_to_string(own.join(name)).expect("readable");
+            text.lines().count()
+        };
+        assert_eq!(lines("restarts"), 2, "{}", vm.name);
+        assert!(lines("upgrades") >= 2, "{}", vm.name);
+    }
+    lab.forge("upgrade n1").called("docker-machine").says(
+        0,
+        "Upgrading docker...\nRestarting docker...\n",
+        "",
+    );
+    lab.forge("stop n1").ok();
+    lab.forge("upgrade n1").called("docker-machine").says(
+        1,
+        "",
+        "Error: machine must be running to upgrade.\n",
+    );
+    let ended = lab.forge("upgrade n1 n2").run().code(1);
+    assert!(
+        ended.stderr.contains("error: failed to upgrade machine `n1`\ncaused by: machine `n1` is not running: it is Stopped\n"),
+        "{}", ended.stderr
+    );
+}

@@ -50,6 +50,7 @@ mod ssh;
 mod ssh_config;
 mod table;
 mod tree;
+mod upgrade;
 mod use_;
 mod version;
 mod wait;
@@ -149,6 +150,7 @@ enum Commands {
     Mount(mount::Mount),
     SshConfig(ssh_config::SshConfig),
     Ip(where_is::Ip),
+    Upgrade(upgrade::Upgrade),
     Url(where_is::Url),
     Status(where_is::Status),
     Inspect(inspect::Inspect),
@@ -486,6 +488,7 @@ async fn run(
         Commands::Doctor(command) => command.run(&session).await,
         Commands::Completions(command) => command.run(&session),
         Commands::Man(command) => command.run(&session),
+        Commands::Upgrade(command) => command.run(&session).await,
         Commands::Version(command) => command.run(&session).await,
     };
     // What failed before says more.

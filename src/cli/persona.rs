@@ -154,6 +154,7 @@ pub fn begun(command: &str, machine: &str) -> Option<String> {
         "stop" => format!("Stopping {machine:?}..."),
         "kill" => format!("Killing {machine:?}..."),
         "restart" => format!("Restarting {machine:?}..."),
+        "upgrade" => "Upgrading docker...".to_owned(),
         "provision" => {
             "Waiting for SSH to be available...\nDetecting the provisioner...".to_owned()
         }
@@ -169,6 +170,7 @@ pub fn done(command: &str, machine: &str) -> Option<String> {
         "stop" => format!("Machine {machine:?} was stopped."),
         "kill" => format!("Machine {machine:?} was killed."),
         "rm" => format!("Successfully removed {machine}"),
+        "upgrade" => "Restarting docker...".to_owned(),
         _ => return None,
     })
 }
@@ -327,6 +329,7 @@ impl Line {
             }
             Fact::NotRunning(name) => match command {
                 "ssh" => format!("Error: Cannot run SSH command: Host {name:?} is not running"),
+                "upgrade" => "Error: machine must be running to upgrade.".to_owned(),
                 "ip" => "Error getting IP address: Host is not running".to_owned(),
                 _ => format!("{}Host is not running", self.checking()),
             },

@@ -62,6 +62,13 @@ impl Os {
             .chain(&self.like)
             .find_map(|id| match id.as_str() {
                 "debian" | "ubuntu" | "raspbian" | "linuxmint" => Some("debian"),
+                "fedora" | "rhel" | "centos" | "rocky" | "almalinux" | "ol" | "amzn" => {
+                    Some("fedora")
+                }
+                "suse" | "opensuse" | "sles" => Some("suse"),
+                "alpine" => Some("alpine"),
+                "arch" | "manjaro" => Some("arch"),
+                id if id.starts_with("opensuse") => Some("suse"),
                 _ => None,
             })
     }

@@ -564,6 +564,15 @@ fn a_distribution_is_known_by_what_it_is_and_by_what_it_is_derived_from() {
         ("debian", "", Some("debian")),
         ("ubuntu", "debian", Some("debian")),
         ("zorin", "ubuntu debian", Some("debian")),
+        ("fedora", "", Some("fedora")),
+        ("rocky", "rhel centos fedora", Some("fedora")),
+        ("amzn", "centos rhel fedora", Some("fedora")),
+        ("opensuse-leap", "suse opensuse", Some("suse")),
+        ("opensuse-tumbleweed", "", Some("suse")),
+        ("sles", "suse", Some("suse")),
+        ("alpine", "", Some("alpine")),
+        ("arch", "", Some("arch")),
+        ("endeavouros", "arch", Some("arch")),
         ("plan9", "", None),
     ] {
         let found = Found::read(&format!(

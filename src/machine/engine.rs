@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use forge_driver::{Context, Error, Kind, Result};
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Forge, Record};
+use super::{Forge, Record, live, provision, reach};
 use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
 use crate::engine_options::{EngineOptions, Install};
@@ -52,6 +53,62 @@ pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<
         .await;
     playbook::run(guest, &job, forge.patience, &|_| {}).await?;
     look(forge, guest, &record.engine).await
+}
+
+/// Brings an engine's packages to their newest version; tells whether another engine than the one that runs is installed now,
+/// so that a restart is due. `asked` is the moment of the wish: the same one is carried out once.
+///
+/// # Errors
+/// When there is no engine, or its packages cannot be had.
+async fn newest(forge: &Forge, record: &Record, guest: &dyn Guest, asked: &str) -> Result<bool> {
+    let found = look(forge, guest, &record.engine).await?;
+    let family = found.os.family().ok_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "forge does not know how packages are upgraded on `{}`",
+                found.os.name
+            ),
+        )
+    })?;
+    let packages: &[String] = match &record.engine.install {
+        Install::Packages(packages) => packages,
+        _ => &[],
+    };
+    let vars = Vars::new().with("packages", packages).with("asked", asked);
+    let book = playbook::load(&forge.assets, &format!("engine/{family}"))?;
+    let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
+    let report = playbook::run(guest, &job, forge.patience, &|_| {}).await?;
+    let installed = report.outputs.get("installed").cloned().unwrap_or_default();
+    // An engine that does not answer is started anew.
+    let Ok(running) = live::engine(forge, record).await else {
+        return Ok(true);
+    };
+    Ok(!installed
+        .split([' ', ','])
+        .any(|word| word == running.version))
+}
+
+/// Brings the engine of a machine that runs to the newest version of its packages, and restarts it where that is another
+/// than the one that runs. Whether it was another. The caller holds the machine's lock.
+///
+/// # Errors
+/// When the machine does not run, or its packages cannot be had.
+pub async fn upgrade(forge: &Forge, record: Record) -> Result<bool> {
+    let record = live::running(forge, &record).await?;
+    let (record, open) = reach::reach(forge, &*forge.driver(&record)?, &record).await?;
+    forge
+        .events
+        .step("upgrading", "the newest packages of the engine", None)
+        .await;
+    let asked = Timestamp::now().to_string();
+    if !newest(forge, &record, &*open.guest, &asked).await? {
+        forge.events.finished("has the newest engine", false).await;
+        return Ok(false);
+    }
+    let peers = crate::cluster::record::peers(&forge.store, &record)?;
+    provision::restart(forge, record, &open, &peers).await?;
+    Ok(true)
 }
 
 /// The playbook that installs an engine, and its variables.

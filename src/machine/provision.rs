@@ -46,6 +46,29 @@ pub async fn apply(
     open: &Connection,
     peers: &[IpAddr],
 ) -> Result<Provisioned> {
+    apply_with(forge, record, open, peers, false).await
+}
+
+/// The same, with a restart of the engine in any case.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn restart(
+    forge: &Forge,
+    record: Record,
+    open: &Connection,
+    peers: &[IpAddr],
+) -> Result<Provisioned> {
+    apply_with(forge, record, open, peers, true).await
+}
+
+async fn apply_with(
+    forge: &Forge,
+    record: Record,
+    open: &Connection,
+    peers: &[IpAddr],
+    restart: bool,
+) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
     let (record, papers) = renew::papers(forge, record, &authority)?;
     let start = Instant::now();
@@ -63,7 +86,7 @@ pub async fn apply(
         .await;
     let found = super::engine::there(forge, &record, &*open.guest).await?;
     let settings = super::engine::settings(forge, &record, &found)?;
-    let job = job(forge, &record, &settings, &papers, peers)?;
+    let job = job(forge, &record, &settings, &papers, peers, restart)?;
     let events = forge.events.clone();
     let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
         if step.status != Status::Ok && step.status != Status::Skipped {
@@ -191,6 +214,7 @@ fn job(
     settings: &Settings,
     papers: &Papers,
     peers: &[IpAddr],
+    restart: bool,
 ) -> Result<playbook::Job> {
     let mut others: Vec<String> = peers
         .iter()
@@ -215,15 +239,16 @@ fn job(
     let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
     let secrets = super::engine::secrets(&papers.server_key);
     let keep = playbook::load(&forge.assets, "adopt/keep")?;
+    let due = playbook::load(&forge.assets, "engine/restart")?;
     // Kernel and firewall of a host that forge did not make are its owner's.
-    let books = if ours {
-        vec![
-            (&kernel, &nothing),
-            (&firewall, &firewall_vars),
-            (&docker, &docker_vars),
-        ]
+    let mut books = if ours {
+        vec![(&kernel, &nothing), (&firewall, &firewall_vars)]
     } else {
-        vec![(&keep, &nothing), (&docker, &docker_vars)]
+        vec![(&keep, &nothing)]
     };
+    if restart {
+        books.push((&due, &nothing));
+    }
+    books.push((&docker, &docker_vars));
     playbook::compile(&books, &secrets, false)
 }

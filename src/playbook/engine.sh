@@ -4,6 +4,7 @@ forge_child() {
 exec 3<&-
 forge_nonce=$forge_nonce
 forge_run=$forge_run
+forge_state=$forge_state
 forge_unit_names='$forge_unit_names'
 $forge_library
 $forge_secrets

@@ -32,6 +32,12 @@ service_enable() {
     rc-update -q add "$1" default
   fi
 }
+service_hold() {
+  if by_systemd; then systemctl mask --runtime -q "$1.service" "$1.socket"; fi
+}
+service_free() {
+  if by_systemd; then systemctl unmask --runtime -q "$1.service" "$1.socket"; fi
+}
 service_restart() {
   if by_systemd; then
     # After several failed starts systemd refuses further ones.

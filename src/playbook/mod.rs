@@ -45,6 +45,8 @@
 //!
 //! POSIX sh (dash, busybox ash). Steps may call
 //!
+//! * `service_running`, `_enabled`, `_enable`, `_restart`, `_reload`, `_log` and `_hold` (keep packages from starting
+//!   it), `_free`, each with the NAME of a service: by systemd where it runs, else by OpenRC;
 //! * `running UNIT`: without a process, by the link that systemd keeps while a unit is not inactive;
 //! * `unit NAME PROPERTY VALUE` (LoadState, ActiveState, SubState, UnitFileState, NeedDaemonReload);
 //! * `seen VARIABLE COMMAND …`: the command's output, asked for once until a step changes something;

@@ -15,6 +15,7 @@ use super::*;
 use crate::remote::testing::{Shell, user};
 
 mod engine;
+mod families;
 mod texts;
 
 const DEADLINE: Duration = Duration::from_secs(60);

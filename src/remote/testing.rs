@@ -58,6 +58,7 @@ impl Shell {
             "cut",
             "grep",
             "id",
+            "mktemp",
             "tail",
         ] {
             std::os::unix::fs::symlink(busybox, folder.join(applet)).expect("link");

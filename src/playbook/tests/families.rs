@@ -1,0 +1,171 @@
+//! How an engine is installed and upgraded in each family of distributions, by stand-ins for its tools.
+
+use super::engine::Machine;
+use super::*;
+
+/// The words that each family's tool is told: to install, to install what is named, and to upgrade.
+#[tokio::test]
+async fn each_family_installs_and_upgrades_by_its_own_tool() {
+    let hold = "mask --runtime -q docker.service docker.socket";
+    let free = "unmask --runtime -q docker.service docker.socket";
+    let apt = "apt-get -q -o DPkg::Lock::Timeout=300 update";
+    for (family, os, tools, install, named, upgrade) in [
+        (
+            "debian",
+            "ID=ubuntu\nID_LIKE=debian\n",
+            &["apt-get", "apt-cache", "dpkg-query"][..],
+            format!(
+                "{hold}, {apt}, apt-cache --names-only search ^docker-cli$, apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
+            ),
+            "install a b, ".to_owned() + free,
+            format!(
+                "{hold}, {apt}, apt-get -q -y --only-upgrade -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
+            ),
+        ),
+        (
+            "fedora",
+            "ID=rocky\nID_LIKE='rhel centos fedora'\n",
+            &["dnf", "rpm"],
+            format!("dnf -q list --available docker-ce, {hold}, dnf -y install docker-ce, {free}"),
+            format!("{hold}, dnf -y install a b, {free}"),
+            format!("{hold}, dnf -y --refresh upgrade docker-ce docker-ce-cli, {free}"),
+        ),
+        (
+            "fedora",
+            "ID=fedora\n",
+            &["dnf", "rpm"],
+            format!(
+                "dnf -q list --available moby-engine, {hold}, dnf -y install moby-engine, {free}"
+            ),
+            format!("{hold}, dnf -y install a b, {free}"),
+            format!("{hold}, dnf -y --refresh upgrade docker-ce docker-ce-cli, {free}"),
+        ),
+        (
+            "suse",
+            "ID=opensuse-leap\n",
+            &["zypper", "rpm"],
+            format!("{hold}, zypper --non-interactive install --no-recommends docker, {free}"),
+            format!("{hold}, zypper --non-interactive install --no-recommends a b, {free}"),
+            format!(
+                "{hold}, zypper --non-interactive refresh, zypper --non-interactive update docker-ce docker-ce-cli, {free}"
+            ),
+        ),
+        (
+            "alpine",
+            "ID=alpine\n",
+            &["apk"],
+            "apk --wait 300 --update-cache add docker".to_owned(),
+            "apk --wait 300 --update-cache add a b".to_owned(),
+            "apk --wait 300 --update-cache upgrade docker docker-engine".to_owned(),
+        ),
+        (
+            "arch",
+            "ID=manjaro\nID_LIKE=arch\n",
+            &["pacman"],
+            "pacman -S --noconfirm --needed docker".to_owned(),
+            "pacman -S --noconfirm --needed a b".to_owned(),
+            "pacman -Sy --noconfirm --needed docker containerd".to_owned(),
+        ),
+    ] {
+        let machine = Machine::bare(os, tools);
+        assert_eq!(machine.look(false).await.os.family(), Some(family), "{os}");
+        // What is asked about: which packages there are.
+        machine.write("state/apt-cache", "echo docker-cli - the client\n");
+        machine.write(
+            "state/dpkg-query",
+            "case $4 in docker.io | docker-cli) echo installed ;; *) exit 1 ;; esac\n",
+        );
+        machine.write(
+            "state/rpm",
+            "case $2 in docker-ce | docker-ce-cli) ;; *) exit 1 ;; esac\n",
+        );
+        machine.write("state/apk", "case $*  in *'info -e docker' | *'info -e docker-engine' | *add* | *upgrade*) ;; *) exit 1 ;; esac\n");
+        machine.write(
+            "state/pacman",
+            "case $* in '-Q docker' | '-Q containerd' | -S*) ;; *) exit 1 ;; esac\n",
+        );
+        let asked = |calls: String| {
+            let words: Vec<&str> = calls
+                .split(", ")
+                .filter(|call| {
+                    !["dpkg-query", "rpm -q", "apk info", "pacman -Q"]
+                        .iter()
+                        .any(|question| call.starts_with(question))
+                })
+                .collect();
+            words.join(", ")
+        };
+        assert_eq!(machine.look(false).await.engine, None, "{family}");
+        let report = machine.install(family, &[], "").await.expect(family);
+        assert_eq!(asked(machine.calls()), install, "{family}");
+        assert_eq!(report.outputs["installed"], "Docker version 2.0, build x");
+        assert!(machine.look(false).await.engine.is_some(), "{family}");
+        let again = machine.install(family, &[], "").await.expect(family);
+        assert_eq!(
+            (again.changed(), asked(machine.calls())),
+            (0, String::new()),
+            "{family}"
+        );
+        machine.install(family, &[], "today").await.expect(family);
+        assert_eq!(asked(machine.calls()), upgrade, "{family}");
+        machine.install(family, &[], "today").await.expect(family);
+        assert_eq!(
+            asked(machine.calls()),
+            "",
+            "{family}: asked for once, done once"
+        );
+        fs::remove_file(machine.lab.path("stand-ins/dockerd")).expect("removed");
+        machine
+            .install(family, &["a", "b"], "")
+            .await
+            .expect(family);
+        let calls = asked(machine.calls());
+        assert!(calls.ends_with(&named), "{family}: {calls}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_repository_has_is_told() {
+    let machine = Machine::bare("ID=almalinux\nID_LIKE='rhel centos fedora'\n", &["dnf"]);
+    machine.stand_in("sleep", "");
+    machine.write("state/dnf", "exit 1\n");
+    let error = machine
+        .install("fedora", &[], "")
+        .await
+        .expect_err("nothing to install");
+    assert!(
+        error.line().contains(
+            "no repository of this machine has a container engine (docker-ce moby-engine)"
+        ),
+        "{}",
+        error.line()
+    );
+}
+
+#[tokio::test]
+async fn a_script_is_run_when_all_of_it_came() {
+    let machine = Machine::bare("ID=plan9\n", &["curl"]);
+    assert_eq!(machine.look(false).await.os.family(), None);
+    // The name of the file is the one behind `-o`.
+    machine.write("state/curl", "while [ \"$1\" != -o ]; do shift; done\n[ ! -e DIR/state/gone ] || { echo 'curl: (22) 404'; exit 22; }\necho DIR/stand-ins/engine >\"$2\"\n".replace("DIR", &machine.lab.folder.path().display().to_string()).as_str());
+    machine.write("state/gone", "");
+    let vars = Vars::new().with("url", "https://x.example/engine.sh");
+    let error = machine
+        .play("engine/url", &vars, &Secrets::new())
+        .await
+        .expect_err("gone");
+    assert!(
+        error.line().contains("404")
+            && error
+                .line()
+                .contains("cannot be had: https://x.example/engine.sh"),
+        "{}",
+        error.line()
+    );
+    fs::remove_file(machine.lab.path("state/gone")).expect("removed");
+    machine
+        .play("engine/url", &vars, &Secrets::new())
+        .await
+        .expect("installed");
+    assert!(machine.look(false).await.engine.is_some());
+}
