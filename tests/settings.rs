@@ -304,3 +304,22 @@ fn the_driver_kvm_is_libvirts_with_the_options_that_it_had_there() {
         "{help}"
     );
 }
+
+#[test]
+fn settings_of_engines_are_for_machines_that_are_to_be_made() {
+    let lab = Lab::new();
+    stores(
+        &lab,
+        "engine-label = [\"a=b\"]\nengine-registry-mirror = \"https://a.example\"\n",
+    );
+    lab.forge("create n1")
+        .env("ENGINE_REGISTRY_MIRROR", "https://b.example")
+        .ok();
+    let engine = lab.record("n1")["engine"].clone();
+    assert_eq!(engine["labels"], json!(["a=b"]));
+    assert_eq!(engine["mirrors"], json!(["https://b.example"]));
+    stores(&lab, "engine-label = [\"c=d\"]\n");
+    let again = lab.forge("provision n1 --json").ok();
+    assert_eq!(again.summary()["changed"], 0);
+    assert_eq!(lab.record("n1")["engine"], engine);
+}

@@ -70,13 +70,22 @@ pub struct Source {
 }
 
 impl Options {
-    /// Without what a variable says: of machines that are there it says nothing.
+    /// With what is on the command line alone: of machines that are there neither variables nor settings say anything.
     pub fn said(mut self, matches: &ArgMatches) -> Self {
-        let by_variable = |id: &str| matches.value_source(id) == Some(ValueSource::EnvVariable);
-        if by_variable("mirrors") {
-            self.mirrors.clear();
+        let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        for (id, values) in [
+            ("opts", &mut self.opts),
+            ("env", &mut self.env),
+            ("labels", &mut self.labels),
+            ("insecure_registries", &mut self.insecure_registries),
+            ("mirrors", &mut self.mirrors),
+            ("sans", &mut self.sans),
+        ] {
+            if !typed(id) {
+                values.clear();
+            }
         }
-        if by_variable("storage_driver") {
+        if !typed("storage_driver") {
             self.storage_driver = None;
         }
         self

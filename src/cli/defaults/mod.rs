@@ -176,6 +176,10 @@ impl Defaults {
                 continue;
             }
             if let Some(given) = self.given(of, option)? {
+                if matches!(given.source, Source::Variable(name) if old::BY_COMMANDS.contains(&name))
+                {
+                    continue;
+                }
                 judge(&command, option, &given)?;
                 found.push((option.get_id().clone(), given));
             }

@@ -49,6 +49,10 @@ pub const VARIABLES: [(&str, &str); 26] = [
     ("VIRTUALBOX_NO_VTX_CHECK", "virtualbox-no-vtx-check"),
 ];
 
+/// Those that commands read by themselves, since they say nothing of machines that are there, or of packages that are
+/// named: they count before a file all the same, and are no defaults.
+pub const BY_COMMANDS: [&str; 2] = ["MACHINE_DOCKER_INSTALL_URL", "ENGINE_REGISTRY_MIRROR"];
+
 /// The variable of an option, where docker-machine had one.
 pub fn variable(long: &str) -> Option<&'static str> {
     VARIABLES
