@@ -287,10 +287,21 @@ fn a_shell_alone_is_led_by_a_context() {
     let lab = made("n1");
     lab.forge("env --context n1 --shell bash").called("forge").says(
         0,
-        "unset DOCKER_TLS_VERIFY\nunset DOCKER_HOST\nunset DOCKER_CERT_PATH\nunset DOCKER_MACHINE_NAME\nexport DOCKER_CONTEXT=\"n1\"\n\
+        "unset DOCKER_TLS_VERIFY;\nunset DOCKER_HOST;\nunset DOCKER_CERT_PATH;\nunset DOCKER_MACHINE_NAME;\nexport DOCKER_CONTEXT=\"n1\"\n\
          # Run this command to configure your shell: \n# eval $(forge env --context n1 --shell bash)\n",
         "",
     );
+    // With quotes around it and without, as everybody has it in a profile.
+    for eval in [
+        "eval $(forge env --context n1)",
+        "eval \"$(forge env --context n1)\"",
+    ] {
+        let script = format!(
+            "export DOCKER_HOST=x DOCKER_TLS_VERIFY=1\n{eval}\necho \"${{DOCKER_HOST-none}} ${{DOCKER_TLS_VERIFY-none}} $DOCKER_CONTEXT\"\n\
+             eval $(forge env -u --context)\necho \"${{DOCKER_CONTEXT-none}}\""
+        );
+        lab.bash(&script).says(0, "none none n1\nnone\n", "");
+    }
     // Nothing is chosen for other shells.
     assert_eq!(chosen(&lab), "default\n");
     assert_eq!(

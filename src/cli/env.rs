@@ -73,7 +73,7 @@ impl Env {
             let context = context(session, &name).await?;
             if !session.json() {
                 for variable in VARIABLES {
-                    println!("{}", shell.unset(variable));
+                    println!("{}", shell.ended(&shell.unset(variable)));
                 }
             }
             let lines = [(CONTEXT.to_owned(), context)];

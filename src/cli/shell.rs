@@ -70,6 +70,15 @@ impl Shell {
         }
     }
 
+    /// A line that ends by itself, for lines of several kinds: an `eval $(…)` without quotes makes one line of all, in
+    /// which `unset A` would take the words of the next for names of its own.
+    pub fn ended(self, line: &str) -> String {
+        match self {
+            Self::Bash => format!("{line};"),
+            _ => line.to_owned(),
+        }
+    }
+
     /// Two lines of comment that say how to use the rest.
     pub fn hint(self, command: &str) -> String {
         let how = "Run this command to configure your shell: ";
