@@ -61,6 +61,23 @@ service_log() {
     tail -n 25 "/var/log/$1.log" | cut -c 1-300 || :
   fi
 }
+engine_state() {
+  timeout 20 docker -H unix:///var/run/docker.sock info -f \
+    '{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}' 2>/dev/null
+}
+# The engine reads its file again: true once its live-restore is `$1`.
+engine_takes_over() {
+  service_reload docker || return 1
+  forge_tries=0
+  while forge_said=$(engine_state) || forge_said=; [ "${forge_said%% *}" != "$1" ]; do
+    forge_tries=$((forge_tries + 1))
+    [ "$forge_tries" -lt 20 ] || return 1
+    sleep 0.5
+  done
+}
+replace_file() {
+  printf '%s' "$2" >"$1.new" && chmod 0644 "$1.new" && mv -f "$1.new" "$1"
+}
 forge_units=
 unit() {
   [ -n "$forge_units" ] || forge_read_units
