@@ -7,7 +7,8 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use common::Lab;
-use common::host::{Host, fingerprint, key};
+use common::host::Host;
+use forge_lab::openssh::{fingerprint, key, user};
 
 /// The lines of forge's own among the keys that a host lets in.
 fn own_lines(host: &Host) -> usize {
@@ -543,11 +544,7 @@ fn a_host_behind_another_is_reached_through_it() {
     let config = gate.config(&gate.known("host"));
     let words = without_key(&host, &format!("create {} n1", host.trusted()))
         .replace("config none", &format!("config {}", config.display()));
-    let jump = format!(
-        "--generic-jump {}@127.0.0.1:{}",
-        common::host::user(),
-        gate.port
-    );
+    let jump = format!("--generic-jump {}@127.0.0.1:{}", user(), gate.port);
     lab.forge(&format!("{words} {jump}"))
         .env("SSH_AUTH_SOCK", &agent.socket)
         .ok();

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::points::{ABORTED, aborted, each, points};
 use common::{Lab, files};
-use forge_lab::old::{self, OldStore, Sshd, engine};
+use forge_lab::old::{OldStore, Sshd, engine};
+use forge_lab::openssh::user;
 use serde_json::json;
 
 const TOKEN: &str = "dop_v1_0123456789abcdef";
@@ -267,7 +268,7 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         ))
         .arg("-i")
         .arg(lab.home.join("machines/g1/id_rsa"))
-        .arg(format!("{}@{g}", old::user()))
+        .arg(format!("{}@{g}", user()))
         .arg("exit 42")
         .status()
         .expect("ssh");

@@ -8,9 +8,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::sshd::{Sshd, mode, programs, user};
+use common::sshd::{Sshd, mode, programs};
 use common::{Lab, files};
 use forge_driver::process;
+use forge_lab::openssh::user;
 
 /// Two machines, each with keys of its own.
 fn made() -> (Lab, [Sshd; 2]) {

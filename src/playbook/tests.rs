@@ -7,12 +7,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use forge_driver::{Error, Kind};
+use forge_lab::openssh::user;
 use tempfile::TempDir;
 
 use super::compile::{Places, compile_with};
 use super::parse::parse;
 use super::*;
-use crate::remote::testing::{Shell, user};
+use crate::remote::testing::Shell;
 
 mod engine;
 mod families;

@@ -353,7 +353,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn bytes_pass_unchanged_both_ways_with_their_end_and_status() {
-        let server = Sshd::start().await;
+        let server = Sshd::start();
         let input: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
         let output = session(&server, "cat; echo err >&2; exit 9", input.clone()).await;
         assert!(
@@ -367,14 +367,14 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_signal_becomes_a_status() {
-        let server = Sshd::start().await;
+        let server = Sshd::start();
         let output = session(&server, "kill -TERM $$", Vec::new()).await;
         assert_eq!(output.status.code(), Some(143));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_reader_that_goes_ends_the_session() {
-        let server = Sshd::start().await;
+        let server = Sshd::start();
         let mut child = Command::new(env::current_exe().expect("binary"))
             .args(ARGUMENTS)
             .env("FORGE_TEST_SESSION", words(&server, "yes", false))
@@ -395,7 +395,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_terminal_is_passed_on_with_its_size_and_put_back() {
-        let server = Sshd::start().await;
+        let server = Sshd::start();
         let command = "[ -t 0 ] && [ -t 1 ] && printf 'size '; stty size; exit 4";
         let line = format!(
             "stty cols 101 rows 31; {} {}; echo status $?; stty -a",

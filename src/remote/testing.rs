@@ -3,16 +3,17 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{Error, Kind, Result};
+use forge_lab::openssh::{serve, user};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::ssh::Target;
 use super::{Dial, ExecOutput, Expect, Guest, KeyPair, Sink, generate_key};
@@ -165,60 +166,32 @@ pub(crate) struct Sshd {
 
 impl Sshd {
     /// Starts a server and waits until it listens.
-    pub(crate) async fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let (host, client) = (
             generate_key("host").expect("key"),
             generate_key("client").expect("key"),
         );
-        let put = |name: &str, text: &str| -> PathBuf {
+        for (name, text) in [
+            ("host", host.private_openssh.expose()),
+            ("host.pub", &host.public_openssh),
+            ("authorized_keys", &client.public_openssh),
+        ] {
             let path = folder.path().join(name);
             fs::write(&path, text).expect("write");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
-            path
-        };
-        let host_key = put("ssh_host_ed25519_key", host.private_openssh.expose());
-        put("ssh_host_ed25519_key.pub", &host.public_openssh);
-        let keys = put("authorized_keys", &client.public_openssh);
-        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
-        if rustix::process::geteuid().is_root() {
-            fs::create_dir_all("/run/sshd").expect("/run/sshd");
         }
         let address = TcpListener::bind("127.0.0.1:0")
             .expect("a port")
             .local_addr()
             .expect("its address");
-        let config = put(
-            "sshd_config",
-            &format!(
-                "HostKey {}\nAuthorizedKeysFile {}\nListenAddress 127.0.0.1\nPidFile none\nStrictModes no\nUsePAM no\n\
-                 PasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\n",
-                host_key.display(),
-                keys.display()
-            ),
-        );
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-p", &address.port().to_string(), "-f"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("sshd is installed (openssh-server)");
-        let server = Self {
+        Self {
+            child: serve(folder.path(), address, ""),
             _folder: folder,
             address,
             host,
             client,
-            child,
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while tokio::net::TcpStream::connect(address).await.is_err() {
-            assert!(Instant::now() < deadline, "sshd listens in time");
-            sleep(Duration::from_millis(20)).await;
         }
-        server
     }
 
     /// How to log in to it.
@@ -235,19 +208,15 @@ impl Sshd {
     }
 
     /// Ends the server itself; sessions are processes of their own.
-    pub(crate) async fn stop(&mut self) {
-        self.child.kill().await.expect("killed");
+    pub(crate) fn stop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// The current user's name.
-pub(crate) fn user() -> String {
-    let uid = rustix::process::geteuid().as_raw();
-    let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
-    let entry = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).is_some_and(|field| *field == uid.to_string()))
-        .expect("the user has an entry");
-    entry[0].to_owned()
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }

@@ -2,25 +2,17 @@
 //! and in the place of an engine a TLS server with what was put there.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use forge_lab::openssh::{fingerprint, key, serve, user};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
-
-use super::until;
-
-/// What the engine answers.
-const ANSWER: &[u8] =
-    b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}\n";
 
 /// A host of somebody else's.
 pub struct Host {
@@ -99,43 +91,15 @@ impl Host {
     }
 
     fn started(mut self) -> Self {
-        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
-        if rustix::process::geteuid().is_root() {
-            fs::create_dir_all("/run/sshd").expect("/run/sshd");
-        }
-        let at = self.folder.path().display().to_string();
+        let at = self.folder.path().display();
         let more = fs::read_to_string(self.at("more")).unwrap_or_default();
         let path = std::env::var("PATH").unwrap_or_default();
-        let config = self.at("sshd_config");
-        fs::write(
-            &config,
-            format!(
-                "{more}\nHostKey {at}/host\nAuthorizedKeysFile {at}/home/.ssh/authorized_keys\nListenAddress 127.0.0.1\nPort {}\n\
-                 PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
-                 PrintMotd no\nPrintLastLog no\nLogLevel VERBOSE\n\
-                 SetEnv HOME={at}/home FORGE_FAKE_ROOT={at}/root PATH={at}/bin:{path}\n",
-                self.port
-            ),
-        )
-        .expect("written");
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.at("log"))
-            .expect("a log");
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("sshd is installed (openssh-server)");
-        self.child = Some(child);
-        let port = self.port;
-        until("sshd listens", || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
+        let settings = format!(
+            "{more}\nAuthorizedKeysFile {at}/home/.ssh/authorized_keys\nPrintLastLog no\nLogLevel VERBOSE\n\
+             SetEnv HOME={at}/home FORGE_FAKE_ROOT={at}/root PATH={at}/bin:{path}\n",
+        );
+        let address = (Ipv4Addr::LOCALHOST, self.port).into();
+        self.child = Some(serve(self.folder.path(), address, &settings));
         self
     }
 
@@ -210,38 +174,6 @@ impl Drop for Host {
     }
 }
 
-/// Makes a key pair.
-pub fn key(path: &Path, kind: &str, passphrase: &str) {
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", kind, "-C", "", "-N", passphrase])
-        // Shorter RSA keys are made sooner.
-        .args(
-            (kind == "rsa")
-                .then_some(["-b", "2048"])
-                .into_iter()
-                .flatten(),
-        )
-        .arg("-f")
-        .arg(path)
-        .status()
-        .expect("ssh-keygen is installed (openssh-client)");
-    assert!(made.success());
-}
-
-/// The fingerprint of a public key.
-pub fn fingerprint(path: &Path) -> String {
-    let output = Command::new("ssh-keygen")
-        .arg("-lf")
-        .arg(path)
-        .output()
-        .expect("ssh-keygen is installed (openssh-client)");
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.split_whitespace()
-        .nth(1)
-        .expect("a fingerprint")
-        .to_owned()
-}
-
 /// A program, written by a child: what this process holds open for writing cannot be run (ETXTBSY).
 pub fn script(path: &Path, text: &str) {
     let made = Command::new("sh")
@@ -252,17 +184,6 @@ pub fn script(path: &Path, text: &str) {
         .expect("sh");
     assert!(made.success());
     assert!(fs::metadata(path).expect("there").permissions().mode() & 0o111 != 0);
-}
-
-/// The current user's name.
-pub fn user() -> String {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
-    let fields = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).is_some_and(|field| *field == uid));
-    fields.expect("the user has an entry")[0].to_owned()
 }
 
 fn free_port() -> u16 {
@@ -296,32 +217,11 @@ fn answer(stream: TcpStream, folder: &Path) -> Option<()> {
         return None;
     }
     stream.set_nonblocking(false).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .ok()?;
     let tls = folder.join("tls");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(tls.join("ca.pem")).ok()?)
-        .ok()?;
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .ok()?;
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .ok()?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(
-            vec![CertificateDer::from_pem_file(tls.join("server.pem")).ok()?],
-            PrivateKeyDer::from_pem_file(tls.join("server-key.pem")).ok()?,
-        )
-        .ok()?;
-    let connection = ServerConnection::new(Arc::new(config)).ok()?;
-    let mut stream = StreamOwned::new(connection, stream);
-    let mut request = [0; 512];
-    let _asked = stream.read(&mut request).ok()?;
-    stream.write_all(ANSWER).ok()?;
-    stream.conn.send_close_notify();
-    stream.flush().ok()
+    let config = forge_lab::engine::config(
+        CertificateDer::from_pem_file(tls.join("ca.pem")).ok()?,
+        CertificateDer::from_pem_file(tls.join("server.pem")).ok()?,
+        PrivateKeyDer::from_pem_file(tls.join("server-key.pem")).ok()?,
+    )?;
+    forge_lab::engine::answer(config, stream)
 }

@@ -1,14 +1,15 @@
 //! A real OpenSSH server in the place of a machine: the fake provider's machines have none.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
+use forge_lab::openssh::{key, serve, user};
 use serde_json::Value;
 
-use super::{Lab, until};
+use super::Lab;
 
 /// A server at the address of a machine, that lets in the machine's key and runs commands as the current user.
 pub struct Sshd {
@@ -35,7 +36,7 @@ impl Sshd {
         put(lab, name, &record);
         let key = lab.home.join("machines").join(name).join("id_ed25519.pub");
         fs::copy(key, folder.join("authorized_keys")).expect("copied");
-        let child = start(&folder, address);
+        let child = serve(&folder, address, "");
         Self {
             folder,
             address,
@@ -49,7 +50,7 @@ impl Sshd {
         self.child.wait().expect("it ends");
         fs::remove_file(self.folder.join("host")).expect("removed");
         make_key(&self.folder, "host");
-        self.child = start(&self.folder, self.address);
+        self.child = serve(&self.folder, self.address, "");
     }
 
     /// The server listens there from now on, and nowhere else.
@@ -57,7 +58,7 @@ impl Sshd {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it ends");
         self.address = address;
-        self.child = start(&self.folder, address);
+        self.child = serve(&self.folder, address, "");
     }
 
     /// What the server has logged.
@@ -87,58 +88,9 @@ pub fn put(lab: &Lab, name: &str, record: &Value) {
 
 /// The public half of a new key.
 fn make_key(folder: &Path, name: &str) -> String {
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"])
-        .arg(folder.join(name))
-        .status()
-        .expect("ssh-keygen is installed (openssh-client)");
-    assert!(made.success());
+    key(&folder.join(name), "ed25519", "");
     let text = fs::read_to_string(folder.join(format!("{name}.pub"))).expect("a key");
     text.trim().to_owned()
-}
-
-fn start(folder: &Path, address: SocketAddr) -> Child {
-    // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
-    if rustix::process::geteuid().is_root() {
-        fs::create_dir_all("/run/sshd").expect("/run/sshd");
-    }
-    let at = folder.display();
-    let config = folder.join("sshd_config");
-    fs::write(
-        &config,
-        format!(
-            "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized_keys\nListenAddress {address}\nPidFile none\n\
-             StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\n\
-             Subsystem sftp internal-sftp\n",
-        ),
-    )
-    .expect("written");
-    let log = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(folder.join("log"))
-        .expect("a log");
-    let child = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-e", "-f"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .expect("sshd is installed (openssh-server)");
-    until("sshd listens", || TcpStream::connect(address).is_ok());
-    child
-}
-
-/// The current user's name.
-pub fn user() -> String {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
-    let fields = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).is_some_and(|field| *field == uid));
-    fields.expect("the user has an entry")[0].to_owned()
 }
 
 /// A folder for PATH that has these programs of this host alone.

@@ -18,7 +18,7 @@ async fn open(server: &Sshd) -> SshGuest {
 
 #[tokio::test]
 async fn a_command_has_input_outputs_and_a_status() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     assert_eq!(
         fingerprint(guest.host_key()).ok(),
@@ -41,7 +41,7 @@ async fn a_command_has_input_outputs_and_a_status() {
 
 #[tokio::test]
 async fn large_input_and_output_pass_at_once_and_output_is_bounded() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let input: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let output = guest.exec("cat", &input, DEADLINE).await.expect("runs");
@@ -51,7 +51,7 @@ async fn large_input_and_output_pass_at_once_and_output_is_bounded() {
 
 #[tokio::test]
 async fn many_commands_share_a_connection() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = Arc::new(open(&server).await);
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..8 {
@@ -71,7 +71,7 @@ async fn many_commands_share_a_connection() {
 
 #[tokio::test]
 async fn a_command_that_does_not_read_its_input_still_ends() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let output = guest
         .exec("exit 3", &vec![b'x'; 20 << 20], DEADLINE)
@@ -82,7 +82,7 @@ async fn a_command_that_does_not_read_its_input_still_ends() {
 
 #[tokio::test]
 async fn a_command_is_left_at_its_deadline_and_the_connection_lives() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let error = guest
         .exec("sleep 60", b"", Duration::from_millis(300))
@@ -107,7 +107,7 @@ async fn a_command_is_left_at_its_deadline_and_the_connection_lives() {
 
 #[tokio::test]
 async fn a_command_that_is_left_meets_a_closed_pipe() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let folder = tempfile::tempdir().expect("folder");
     let pid = folder.path().join("pid");
@@ -131,7 +131,7 @@ async fn a_command_that_is_left_meets_a_closed_pipe() {
 
 #[tokio::test]
 async fn a_sink_may_end_a_command_whose_output_is_held_open() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let mut seen = Vec::new();
     let mut sink = |bytes: &[u8]| {
@@ -152,7 +152,7 @@ async fn a_sink_may_end_a_command_whose_output_is_held_open() {
 
 #[tokio::test]
 async fn a_dead_connection_ends_what_runs_over_it() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let error = guest
         .exec("kill -KILL $PPID; sleep 60", b"", DEADLINE)
@@ -168,7 +168,7 @@ async fn a_dead_connection_ends_what_runs_over_it() {
 
 #[tokio::test]
 async fn another_host_key_is_refused_with_both_fingerprints() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let other = generate_key("other").expect("key").public_openssh;
     let mut target = server.target();
     target.expect.keys = vec![other.clone()];
@@ -194,7 +194,7 @@ async fn another_host_key_is_refused_with_both_fingerprints() {
 
 #[tokio::test]
 async fn no_accepted_key_means_no_connection() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let mut target = server.target();
     target.expect.keys.clear();
     assert_eq!(
@@ -263,7 +263,7 @@ async fn ecdsa_server() -> SocketAddr {
 
 #[tokio::test]
 async fn a_stranger_s_key_fails_in_authentication() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let mut target = server.target();
     target.key = generate_key("stranger").expect("key").private_openssh;
     let error = connect(&target, DEADLINE).await.expect_err("refused");
@@ -276,7 +276,7 @@ async fn a_stranger_s_key_fails_in_authentication() {
 
 #[tokio::test]
 async fn a_closed_port_fails_in_tcp() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let mut target = server.target();
     target.address = StdListener::bind("127.0.0.1:0")
         .expect("port")
@@ -312,7 +312,7 @@ async fn listener(greeting: &'static [u8], stay: bool) -> SocketAddr {
 
 #[tokio::test]
 async fn silence_and_nonsense_are_told_by_phase() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let cases: [(&[u8], bool, Phase, Kind); 5] = [
         (b"", true, Phase::Banner, Kind::Timeout),
         (b"", false, Phase::Banner, Kind::Unavailable),
@@ -362,7 +362,7 @@ async fn silence_and_nonsense_are_told_by_phase() {
 
 #[tokio::test]
 async fn a_stream_leads_through_the_machine() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let guest = open(&server).await;
     let there = TcpListener::bind("127.0.0.1:0").await.expect("port");
     let SocketAddr::V4(address) = there.local_addr().expect("address") else {
@@ -412,7 +412,7 @@ async fn restarting(server: SocketAddr) -> SocketAddr {
 
 #[tokio::test]
 async fn a_connection_that_a_restart_left_dead_is_made_anew() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let mut target = server.target();
     target.address = restarting(server.address).await;
     let guest = connect_in_attempts(&target, Duration::from_secs(2), DEADLINE)
@@ -434,7 +434,7 @@ async fn a_connection_that_a_restart_left_dead_is_made_anew() {
 
 #[tokio::test]
 async fn the_presented_key_is_read_without_a_login() {
-    let server = Sshd::start().await;
+    let server = Sshd::start();
     let key = presented_key(server.address, DEADLINE)
         .await
         .expect("presented");
@@ -450,9 +450,9 @@ async fn the_presented_key_is_read_without_a_login() {
 
 #[tokio::test]
 async fn sessions_outlive_the_listening_server() {
-    let mut server = Sshd::start().await;
+    let mut server = Sshd::start();
     let guest = open(&server).await;
-    server.stop().await;
+    server.stop();
     assert_eq!(
         guest
             .exec("echo on", b"", DEADLINE)

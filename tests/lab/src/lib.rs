@@ -2,8 +2,10 @@
 //! is built once, and a way out that leaves nothing behind.
 
 mod cache;
+pub mod engine;
 mod listened;
 pub mod old;
+pub mod openssh;
 mod processes;
 mod run;
 mod steps;

@@ -2,20 +2,18 @@
 //! OpenSSH server.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::process::Child;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
+
+use super::engine::{answer, config};
+use super::openssh::{fingerprint, key, key_with, serve, user};
 
 /// A store of docker-machine's, with an authority of its own.
 pub struct OldStore {
@@ -163,7 +161,7 @@ impl OldStore {
     /// The key of a machine, as docker-machine made it, and its public half.
     pub fn key(&self, name: &str) -> String {
         let path = self.root.join("machines").join(name).join("id_rsa");
-        make_key(&path, &["-t", "rsa", "-b", "2048", "-m", "PEM"]);
+        key_with(&path, "rsa", &["-N", "", "-m", "PEM"]);
         let text = fs::read_to_string(&path).expect("the key");
         assert!(
             text.starts_with("-----BEGIN RSA PRIVATE KEY-----"),
@@ -171,25 +169,6 @@ impl OldStore {
         );
         fs::read_to_string(path.with_extension("pub")).expect("its public half")
     }
-}
-
-fn make_key(path: &Path, words: &[&str]) {
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-N", "", "-f"])
-        .arg(path)
-        .args(words)
-        .status()
-        .expect("ssh-keygen is installed (openssh-client)");
-    assert!(made.success());
-}
-
-/// The current user's name.
-pub fn user() -> String {
-    let name = Command::new("id").arg("-un").output().expect("id");
-    String::from_utf8(name.stdout)
-        .expect("a name")
-        .trim()
-        .to_owned()
 }
 
 /// What an engine is started with.
@@ -222,46 +201,17 @@ fn issue(
 
 /// An engine that lets in who shows a certificate of its CA. It ends with the test.
 pub fn engine(at: SocketAddr, issued: &Issued) {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate(&issued.ca)).expect("a root");
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .expect("a verifier");
     let key = PrivateKeyDer::from_pem_slice(issued.server.1.as_bytes()).expect("a key");
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate(&issued.server.0)], key)
-        .expect("a pair");
-    let (config, listener) = (Arc::new(config), TcpListener::bind(at).expect("a port"));
+    let config =
+        config(certificate(&issued.ca), certificate(&issued.server.0), key).expect("they fit");
+    let listener = TcpListener::bind(at).expect("a port");
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let config = config.clone();
             std::thread::spawn(move || answer(config, stream));
         }
     });
-}
-
-/// What fails shows at the other end.
-fn answer(config: Arc<ServerConfig>, stream: TcpStream) {
-    let Ok(connection) = ServerConnection::new(config) else {
-        return;
-    };
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
-    let mut tls = StreamOwned::new(connection, stream);
-    let mut request = [0; 1024];
-    let _ = tls.read(&mut request);
-    let body = "{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}";
-    let _ = write!(
-        tls,
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    tls.conn.send_close_notify();
-    let _ = tls.flush();
 }
 
 /// An OpenSSH server that lets one key in.
@@ -277,45 +227,13 @@ impl Sshd {
     pub fn start(at: SocketAddr, authorized: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let host = folder.path().join("host");
-        make_key(&host, &["-t", "ed25519"]);
-        let keys = folder.path().join("authorized_keys");
-        fs::write(&keys, authorized).expect("written");
-        // sshd refuses to run as root without its folder for separated privileges (sshd(8), FILES).
-        if rustix::process::geteuid().is_root() {
-            fs::create_dir_all("/run/sshd").expect("/run/sshd");
-        }
-        let config = folder.path().join("config");
-        let text = format!(
-            "HostKey {}\nAuthorizedKeysFile {}\nListenAddress {at}\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\n",
-            host.display(),
-            keys.display()
-        );
-        fs::write(&config, text).expect("written");
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sshd is installed (openssh-server)");
-        let print = Command::new("ssh-keygen")
-            .arg("-lf")
-            .arg(&host)
-            .output()
-            .expect("ssh-keygen");
-        let print = String::from_utf8(print.stdout).expect("text");
-        let server = Self {
+        key(&host, "ed25519", "");
+        fs::write(folder.path().join("authorized_keys"), authorized).expect("written");
+        Self {
+            child: serve(folder.path(), at, ""),
+            fingerprint: fingerprint(&host),
             _folder: folder,
-            child,
-            fingerprint: print.split(' ').nth(1).expect("a fingerprint").to_owned(),
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(at).is_err() {
-            assert!(Instant::now() < deadline, "sshd listens in time");
-            std::thread::sleep(Duration::from_millis(20));
         }
-        server
     }
 }
 
