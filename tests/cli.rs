@@ -439,7 +439,7 @@ fn env_prints_nothing_for_eval_when_it_fails() {
     lab.forge("env n2").says(
         1,
         "",
-        "error: the creation of machine `n2` did not end: it is launched\nhint: `forge create n2` goes on with it; `forge rm n2` removes it\n",
+        "error: the creation of machine `n2` did not end: it is launched\nhint: `forge create --driver fake n2` goes on with it; `forge rm n2` removes it\n",
     );
     lab.turn(Knob::Down, true);
     let down = lab.forge("env n1").run().code(1);
@@ -621,4 +621,31 @@ fn a_plan_shows_which_zone_is_which_host() {
         "qemu+ssh://me@host2:22/system"
     );
     assert!(!lab.home.exists(), "no store was made");
+}
+
+#[test]
+fn a_command_without_a_store_needs_no_home() {
+    let lab = Lab::bare();
+    let folder = lab.folder().join("man");
+    for words in [
+        "version".to_owned(),
+        "completions bash".to_owned(),
+        format!("man {}", folder.display()),
+    ] {
+        lab.forge(&words).without("HOME").without("FORGE_HOME").ok();
+    }
+    assert!(folder.join("forge.1").exists());
+    let ended = lab
+        .forge("ls")
+        .without("HOME")
+        .without("FORGE_HOME")
+        .run()
+        .code(2);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: there is no HOME to keep a store in\n"),
+        "{}",
+        ended.stderr
+    );
 }

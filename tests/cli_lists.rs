@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use common::{FORGE, Lab, Run};
 use forge_driver::fake::Knob;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The machines n1, n2 and n10, of which n2 is off.
 fn three() -> Lab {
@@ -67,7 +67,7 @@ fn filters_choose_by_name_state_driver_and_cluster() {
         assert_eq!(listed.concat(), names, "{words}");
     }
     alter(&lab, "n10", |record| {
-        record["member"] = serde_json::json!({"cluster": "k1", "role": "manager", "zone": "z1"});
+        record["member"] = json!({"cluster": "k1", "role": "manager", "zone": "z1"});
     });
     lab.forge("ls -q --filter swarm=K1").says(0, "n10\n", "");
 }
@@ -142,7 +142,7 @@ fn a_list_follows_a_template() {
         (&row["State"], &row["Error"]),
         (&"Stopped".into(), &"".into())
     );
-    assert_eq!(row["EngineOptions"]["Labels"], serde_json::json!([]));
+    assert_eq!(row["EngineOptions"]["Labels"], json!([]));
     assert!(
         row["ResponseTime"]
             .as_str()
@@ -204,7 +204,7 @@ fn a_template_that_is_not_understood_names_what_and_prints_nothing() {
 fn the_table_of_docker_machine_is_the_one_that_scripts_know() {
     let lab = three();
     alter(&lab, "n10", |record| {
-        record["member"] = serde_json::json!({"cluster": "k1", "role": "manager", "zone": "z1"});
+        record["member"] = json!({"cluster": "k1", "role": "manager", "zone": "z1"});
     });
     let (n1, n10) = (url(&lab, "n1"), url(&lab, "n10"));
     let width = n1.len().max(n10.len());
@@ -334,7 +334,7 @@ fn a_thousand_names_are_listed_without_a_record_being_read() {
 fn a_filter_by_label_asks_what_the_engine_was_told() {
     let lab = three();
     alter(&lab, "n10", |record| {
-        record["engine"]["labels"] = serde_json::json!(["zone=z1", "disk=fast"]);
+        record["engine"]["labels"] = json!(["zone=z1", "disk=fast"]);
     });
     lab.forge("ls -q --filter label=zone=Z1")
         .says(0, "n10\n", "");
@@ -403,4 +403,16 @@ fn inspect_has_docker_machine_s_names_and_forge_s_record() {
     assert_eq!(shown.json()["Forge"], record);
     assert_eq!(lab.forge("inspect --json n1").ok().json(), record);
     assert!(!shown.stdout.contains("PRIVATE KEY"));
+}
+
+#[test]
+fn names_alone_are_a_list_in_json() {
+    let lab = Lab::new();
+    assert_eq!(lab.forge("ls -q --json").ok().json(), json!([]));
+    lab.forge("create n1 n2").ok();
+    assert_eq!(lab.forge("ls -q --json").ok().json(), json!(["n1", "n2"]));
+    let filtered = lab
+        .forge("ls -q --json --filter state=Running --filter name=2")
+        .ok();
+    assert_eq!(filtered.json(), json!(["n2"]));
 }

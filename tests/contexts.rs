@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use common::sshd::put;
 use common::{Lab, Run};
 use serde_json::{Value, json};
 
@@ -313,6 +314,12 @@ fn a_shell_alone_is_led_by_a_context() {
     );
     let json = lab.forge("env --context n1 --json").ok().json();
     assert_eq!(json, json!({"DOCKER_CONTEXT": "n1"}));
+    assert_eq!(
+        lab.forge("env -u --context --json").ok().json(),
+        json!({"DOCKER_TLS_VERIFY": null, "DOCKER_HOST": null, "DOCKER_CERT_PATH": null, "DOCKER_MACHINE_NAME": null,
+            "DOCKER_CONTEXT": null})
+    );
+    lab.forge("env --context --no-proxy n1").run().code(2);
     let unset = lab.forge("env -u --context --shell fish").ok().stdout;
     assert!(
         unset.contains("set -e DOCKER_HOST;\n") && unset.contains("set -e DOCKER_CONTEXT;\n"),
@@ -321,4 +328,25 @@ fn a_shell_alone_is_led_by_a_context() {
     lab.forge("stop n1").ok();
     let off = lab.forge("env --context n1").run().code(1);
     assert_eq!(off.stdout, "");
+}
+
+#[test]
+fn a_host_that_docker_cannot_reach_gets_no_context() {
+    let lab = made("n1");
+    let mut record = lab.record("n1");
+    record["adopted"] =
+        json!({"host": "inner", "jump": {"host": "gate", "port": 22, "user": "me", "accept": []}});
+    put(&lab, "n1", &record);
+    for words in ["use n1", "env --context n1"] {
+        let ended = lab.forge(words).run().code(1);
+        assert!(
+            ended.stderr.starts_with(
+                "error: machine `n1` is behind `gate`, and `docker` does not go through there\nhint: `forge ssh n1 -N -L "
+            ),
+            "{words}: {}",
+            ended.stderr
+        );
+        assert_eq!(ended.stdout, "", "{words}");
+        assert!(!docker_folder(&lab).exists(), "{words}");
+    }
 }

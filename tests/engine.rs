@@ -455,3 +455,17 @@ fn an_engine_is_upgraded_and_restarted_where_there_is_a_newer_one() {
         "{}", ended.stderr
     );
 }
+
+#[test]
+fn what_one_machine_refuses_is_wished_of_none() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    lab.forge("create n2 --engine-label a=b").ok();
+    let before = (lab.record("n1"), lab.record("n2"));
+    let ended = lab
+        .forge("provision n1 n2 --engine-opt label=a=c")
+        .run()
+        .code(2);
+    assert!(ended.stderr.contains("contradict"), "{}", ended.stderr);
+    assert_eq!((lab.record("n1"), lab.record("n2")), before);
+}

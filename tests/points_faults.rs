@@ -7,6 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::points::{ABORTED, aborted, each, points};
+use common::sshd::put;
 use common::{Lab, until};
 use forge_driver::fake::Knob;
 use serde_json::Value;
@@ -26,7 +27,7 @@ fn accounted_for(lab: &Lab, at: &str) -> bool {
             let left = row["error"].as_str().expect("a text");
             let over = row["stage"] == "ready" && left.is_empty();
             assert!(
-                over || left.ends_with("`forge create n1` goes on"),
+                over || left.ends_with("`forge create --driver fake n1` goes on"),
                 "{at}: {row}"
             );
             true
@@ -155,4 +156,24 @@ fn point_08_a_second_run_of_what_was_declared_changes_nothing() {
         })
         .collect();
     assert!(changed.is_empty(), "{changed:?}");
+}
+
+#[test]
+fn what_goes_on_is_told_with_the_driver_that_began() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let mut record = lab.record("n1");
+    record["stage"] = "claimed".into();
+    put(&lab, "n1", &record);
+    let goes_on = "`forge create --driver fake n1` goes on";
+    let row = listed(&lab).expect("n1");
+    assert_eq!(row["error"], format!("claimed: {goes_on}"));
+    // Another driver's options and image are of no use to it.
+    let ended = lab.forge("create --driver qemu n1").run().code(1);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: machine `n1` exists, of the driver `fake` and not `qemu`\nhint: {goes_on} with it; `forge rm n1` removes it\nlog: LOG\n"
+        )
+    );
 }

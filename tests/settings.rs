@@ -323,3 +323,69 @@ fn settings_of_engines_are_for_machines_that_are_to_be_made() {
     assert_eq!(again.summary()["changed"], 0);
     assert_eq!(lab.record("n1")["engine"], engine);
 }
+
+#[test]
+fn an_empty_variable_says_nothing() {
+    let lab = Lab::new();
+    lab.forge("ls -q")
+        .env("FORGE_TIMEOUT", "")
+        .env("FORGE_DEBUG", "")
+        .env("FORGE_TEMPLATES_DIR", "")
+        .env("FORGE_PASSPHRASE_FILE", "")
+        .env("FORGE_QEMU_MEMORY", "")
+        .says(0, "", "");
+    // The store is the next one that is named.
+    let show = lab.forge("config show --json").env("FORGE_HOME", "");
+    let found = setting(show, "storage-path");
+    assert_eq!(found["origin"], json!({"from": "default"}));
+}
+
+#[test]
+fn a_line_of_a_file_answers_for_itself_alone() {
+    let lab = Lab::new();
+    let path = users(&lab, "[qemu]\nmemory = 2048\ncpus = 2\n");
+    let create = |cpus: &str| {
+        lab.forge("create -d qemu --dry-run n1")
+            .env("FORGE_QEMU_CPUS", cpus)
+            .run()
+            .code(2)
+            .stderr
+    };
+    let said = create("x");
+    assert!(
+        said.contains("'x' for '--qemu-cpus") && !said.contains("forge.toml"),
+        "{said}"
+    );
+    assert!(create("1").starts_with("error: `--dry-run` is for hosts"));
+    fs::write(&path, "[qemu]\nmemory = \"x\"\n").expect("written");
+    let said = create("1");
+    assert!(
+        said.contains("forge.toml:2: `qemu-memory` makes no sense"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_flag_counts_before_a_setting_of_the_same_thing() {
+    let lab = Lab::new();
+    stores(&lab, "[create]\nengine-packages = [\"docker-ce\"]\n");
+    lab.forge("create n1").ok();
+    let install = |name: &str| lab.record(name)["engine"]["install"].clone();
+    let packages = install("n1");
+    assert!(packages.to_string().contains("docker-ce"), "{packages}");
+    lab.forge("create n2 --engine-install-url https://a.example/get")
+        .ok();
+    let url = install("n2").to_string();
+    assert!(
+        url.contains("https://a.example/get") && !url.contains("docker-ce"),
+        "{url}"
+    );
+    lab.forge("create n3 --engine-packages podman-docker")
+        .env("FORGE_ENGINE_INSTALL_URL", "https://b.example/get")
+        .ok();
+    let packages = install("n3").to_string();
+    assert!(
+        packages.contains("podman-docker") && !packages.contains("b.example"),
+        "{packages}"
+    );
+}

@@ -59,6 +59,19 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
+    /// Whether any is named; an empty variable names none.
+    fn any(&self) -> bool {
+        [
+            &self.tls_ca_cert,
+            &self.tls_ca_key,
+            &self.tls_client_cert,
+            &self.tls_client_key,
+        ]
+        .into_iter()
+        .flatten()
+        .any(|path| !path.is_empty())
+    }
+
     /// What was given, as far as it is not the store's own place for it; `None` when that is nothing.
     fn given(&self, certs: &Path) -> Result<Option<Given>> {
         // An empty variable says nothing. The store's own file may be yet to come.
@@ -109,6 +122,10 @@ fn file(path: &Path) -> Result<String> {
 /// Whatever is wrong with the files, before a store is made.
 pub async fn settle(session: &Session, matches: &ArgMatches) -> Result<()> {
     let files = &session.global.tls;
+    // A command that needs no store needs no place for one.
+    if !files.any() {
+        return Ok(());
+    }
     let root = session.root()?;
     let Some(given) = files.given(&root.join("certs"))? else {
         return Ok(());

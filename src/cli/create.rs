@@ -174,7 +174,7 @@ impl Create {
         let wished = Wished {
             publish: self.publish,
             engine: EngineOptions {
-                install: self.source.wished()?,
+                install: self.source.wished(matches)?,
                 ..engine
             },
             sans,
@@ -295,7 +295,9 @@ async fn create_all(
             Some(found) if found.stage == Stage::Ready && !found.leaving => {
                 ready.push(name.clone());
             }
-            Some(_) => {}
+            Some(found) if found.leaving => {}
+            // Refused before anything is built for it.
+            Some(found) => create::of_driver(&found, chosen.driver.id)?,
             None => fresh.push(name.clone()),
         }
     }

@@ -1,5 +1,7 @@
 //! What `create` and `provision` say of a machine's engine and of its certificate, in docker-machine's words.
 
+use std::cmp::Ordering;
+
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use forge::engine::settings;
@@ -123,13 +125,20 @@ impl Options {
 }
 
 impl Source {
-    /// Where an engine is to come from.
+    /// Where an engine is to come from. A flag counts before a variable, that before a setting.
     ///
     /// # Errors
     /// [`Kind::Usage`] when it is said twice, or is no URL.
-    pub fn wished(&self) -> Result<Install> {
-        let packages = said(&self.packages);
-        let url = self.url.clone().filter(|url| !url.is_empty());
+    pub fn wished(&self, matches: &ArgMatches) -> Result<Install> {
+        let mut packages = said(&self.packages);
+        let mut url = self.url.clone().filter(|url| !url.is_empty());
+        let source = |id: &str| matches.value_source(id);
+        let both = url.is_some() && !packages.is_empty();
+        match source("engine_install_url").cmp(&source("engine_packages")) {
+            Ordering::Greater if both => packages.clear(),
+            Ordering::Less if both => url = None,
+            _ => {}
+        }
         if url.is_some() && !packages.is_empty() {
             return Err(Error::new(
                 Kind::Usage,

@@ -3,7 +3,7 @@
 use clap::Args;
 use forge::machine::Record;
 use forge_driver::{Error, Fact, Kind, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::adopt::direct;
 use super::classic_swarm::not_led_to;
@@ -25,7 +25,7 @@ pub struct Env {
     #[arg(short, long)]
     unset: bool,
     /// Keep the machine's address out of the proxy's hands
-    #[arg(long)]
+    #[arg(long, conflicts_with = "context")]
     no_proxy: bool,
     /// Refused: docker-machine's way to a classic Swarm
     #[arg(long, hide = true)]
@@ -59,11 +59,15 @@ impl Env {
                 .fact(Fact::NameGiven));
             }
             let proxy = self.no_proxy.then(|| proxies().0);
-            for name in VARIABLES.into_iter().chain(proxy) {
-                println!("{}", shell.unset(name));
+            let context = self.context.then_some(CONTEXT);
+            let names = VARIABLES.into_iter().chain(proxy).chain(context);
+            if session.json() {
+                let none = names.map(|name| (name.to_owned(), Value::Null));
+                println!("{}", Value::Object(none.collect()));
+                return Ok(Outcome::Done);
             }
-            if self.context {
-                println!("{}", shell.unset(CONTEXT));
+            for name in names {
+                println!("{}", shell.unset(name));
             }
             println!("{}", shell.hint(&command_line()));
             return Ok(Outcome::Done);
@@ -89,7 +93,9 @@ impl Env {
 /// The context of a machine whose engine answers, brought up to date.
 async fn context(session: &Session, name: &str) -> Result<String> {
     let forge = session.reader()?;
-    live(&forge, &Record::load(&forge.store, name)?).await?;
+    let record = Record::load(&forge.store, name)?;
+    direct(&record)?;
+    live(&forge, &record).await?;
     use_::made(session, &use_::docker()?, name, "env").await
 }
 
@@ -146,11 +152,11 @@ fn with(list: String, address: &str) -> String {
 /// Prints variables for a shell, or as JSON.
 pub fn show(session: &Session, shell: Shell, lines: &[(String, String)]) {
     if session.json() {
-        let map: serde_json::Map<String, serde_json::Value> = lines
+        let map = lines
             .iter()
             .map(|(name, value)| (name.clone(), json!(value)))
             .collect();
-        println!("{}", serde_json::Value::Object(map));
+        println!("{}", Value::Object(map));
         return;
     }
     for (name, value) in lines {

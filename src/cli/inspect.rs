@@ -11,6 +11,8 @@ use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Print everything that is remembered of a machine, as JSON: as docker-machine had it, and forge's own record
+///
+/// With `--json` it is forge's own record alone, in one line.
 #[derive(Args)]
 pub struct Inspect {
     /// The machines [default: default]

@@ -81,7 +81,7 @@ impl Ls {
         if self.quiet && filters.by_name_alone() {
             let mut names = store.as_ref().map_or(Ok(Vec::new()), names)?;
             names.retain(|name| filters.take_name(name));
-            print!("{}", lines(&names));
+            show_names(session, &names);
             return Ok(Outcome::Done);
         }
         let depth = if self.quiet {
@@ -110,7 +110,7 @@ impl Ls {
         };
         if self.quiet {
             let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
-            print!("{}", lines(&names));
+            show_names(session, &names);
         } else if session.json() {
             println!("{}", Value::Array(rows.iter().map(Row::json).collect()));
         } else if let Some(layout) = layout {
@@ -124,9 +124,14 @@ impl Ls {
     }
 }
 
-/// One a line.
-fn lines(names: &[String]) -> String {
-    names.iter().map(|name| format!("{name}\n")).collect()
+/// Names alone: one a line, or as a list.
+fn show_names(session: &Session, names: &[String]) {
+    if session.json() {
+        println!("{}", json!(names));
+    } else {
+        let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+        print!("{lines}");
+    }
 }
 
 /// How far has to be asked for what is shown.
@@ -326,13 +331,7 @@ impl Row {
             return format!("being removed: `forge rm {name}` goes on");
         }
         if record.stage != Stage::Ready {
-            return match &record.member {
-                Some(member) => format!(
-                    "{}: `forge cluster up {}` goes on",
-                    record.stage, member.cluster
-                ),
-                None => format!("{}: `forge create {name}` goes on", record.stage),
-            };
+            return format!("{}: {} goes on", record.stage, record.resumed_by());
         }
         let told = |ending: &Ending| format!("{ending}: {}", ending.remedy(name));
         match (&heard.trouble, &self.ending) {

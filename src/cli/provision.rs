@@ -7,7 +7,6 @@ use clap::{ArgMatches, Args};
 use forge::engine::settings;
 use forge::engine_options::EngineOptions;
 use forge::machine::{Forge, Record, create, power};
-use forge::store::Store;
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Result};
@@ -40,8 +39,8 @@ struct Change {
 }
 
 impl Change {
-    /// The record with what is wished now, saved before anything is done.
-    fn applied(&self, store: &Store, mut record: Record) -> Result<Record> {
+    /// The record with what is wished now, and whether that is anything else than before.
+    fn applied(&self, mut record: Record) -> Result<(Record, bool)> {
         let before = if self.reset {
             EngineOptions {
                 install: record.engine.install.clone(),
@@ -58,12 +57,12 @@ impl Change {
             .filter(|name| !record.sans.contains(name))
             .cloned()
             .collect();
-        if wished != record.engine || !new.is_empty() {
+        let changes = wished != record.engine || !new.is_empty();
+        if changes {
             record.wish(wished);
             record.sans.extend(new);
-            record.save(store)?;
         }
-        Ok(record)
+        Ok((record, changes))
     }
 }
 
@@ -108,16 +107,19 @@ async fn all(
     change: &Change,
 ) -> Result<Vec<(String, Result<usize>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let mut records = records(&forge.store, names)?;
+    let records = records(&forge.store, names)?;
     records.iter().try_for_each(power::whole)?;
-    for record in &mut records {
-        *record = change.applied(&forge.store, record.clone())?;
+    // What one machine refuses is wished of none.
+    let wished = records.into_iter().map(|record| change.applied(record));
+    let wished = wished.collect::<Result<Vec<_>>>()?;
+    for (record, _) in wished.iter().filter(|(_, changes)| *changes) {
+        record.save(&forge.store)?;
     }
     // The engines of one cluster need each other: they are told something new one after another.
     let mut turns: BTreeMap<String, Arc<Mutex<()>>> = BTreeMap::new();
     let mut running = tokio::task::JoinSet::new();
     let room = tasks::Room::of(FAN_OUT);
-    for record in records {
+    for (record, _) in wished {
         let forge = forge.of(&record.name);
         let room = room.clone();
         let turn = record

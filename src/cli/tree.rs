@@ -23,9 +23,24 @@ pub fn command(persona: Persona, named: Option<&str>, picked: Option<&Pick>) -> 
         .or(picked.map(|picked| picked.entry))
         .unwrap_or(&registry::all()[0]);
     let show = named.is_some();
-    whole(persona, |command| {
+    let command = whole(persona, |command| {
         with_options(persona, command, entry, show)
-    })
+    });
+    without_empty_variables(command)
+}
+
+/// An empty variable says nothing, whatever its option takes.
+fn without_empty_variables(command: Command) -> Command {
+    command
+        .mut_args(|option| {
+            let value = option.get_env().and_then(std::env::var_os);
+            if value.is_some_and(|value| value.is_empty()) {
+                option.env(None::<&str>)
+            } else {
+                option
+            }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// The whole command, with the options of all drivers: to be read about, not to be parsed by.
@@ -77,19 +92,36 @@ fn with_codes(command: Command, codes: &'static str) -> Command {
 pub fn driver_named(words: &[OsString]) -> Option<String> {
     let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
     while let Some(word) = words.next() {
-        match word {
-            "--" => break,
-            "--driver" | "-d" => return words.next().map(str::to_owned),
-            _ => {
-                let short = || Some(word.strip_prefix("-d")?.trim_start_matches('='));
-                if let Some(value) = word.strip_prefix("--driver=").or_else(short) {
-                    return Some(value.to_owned());
-                }
-            }
+        if word == "--" {
+            break;
+        }
+        let value = match (word.strip_prefix("--driver"), short_driver(word)) {
+            (Some(""), _) | (_, Some("")) => words.next(),
+            (Some(rest), _) => rest.strip_prefix('='),
+            (None, short) => short,
+        };
+        if let Some(value) = value {
+            return Some(value.to_owned());
         }
     }
     configured_driver()
 }
+
+/// What stands behind `-d`, which may stand behind switches of one letter (`-yd virtualbox`); of the commands with a driver
+/// those letters are switches alone.
+fn short_driver(word: &str) -> Option<&str> {
+    let letters = word
+        .strip_prefix('-')
+        .filter(|rest| !rest.starts_with('-'))?;
+    let (before, behind) = letters.split_once('d')?;
+    before
+        .chars()
+        .all(|letter| SWITCHES.contains(&letter))
+        .then(|| behind.strip_prefix('=').unwrap_or(behind))
+}
+
+/// The switches of one letter that `create` and `cluster up` have.
+const SWITCHES: [char; 2] = ['D', 'y'];
 
 /// The driver that the command at `path` takes by the defaults of its options.
 pub fn driver_given(whole: &Command, path: &[&str]) -> Option<String> {
@@ -135,6 +167,25 @@ mod tests {
     }
 
     #[test]
+    fn the_switches_that_may_stand_before_a_driver_are_all_there_are() {
+        let whole = command(Persona::Forge, None, None);
+        for path in [&["create"][..], &["cluster", "up"]] {
+            let start = Some(&whole);
+            let leaf = path
+                .iter()
+                .fold(start, |at, name| at?.find_subcommand(name));
+            let leaf = leaf.expect("a command");
+            let options = leaf.get_arguments().chain(whole.get_arguments());
+            let switches =
+                options.filter(|option| matches!(option.get_action(), clap::ArgAction::SetTrue));
+            let mut letters: Vec<char> = switches.filter_map(|option| option.get_short()).collect();
+            letters.sort_unstable();
+            letters.retain(|letter| !SWITCHES.contains(letter));
+            assert!(letters.is_empty(), "{path:?}: {letters:?}");
+        }
+    }
+
+    #[test]
     fn the_driver_is_found_wherever_it_stands() {
         let words = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
         for text in [
@@ -143,6 +194,9 @@ mod tests {
             "forge cluster up -d x",
             "forge create -dx n1",
             "forge create -d=x n1",
+            "forge create -yd x n1",
+            "forge create -Dydx n1",
+            "forge create -D --driver x n1",
         ] {
             assert_eq!(driver_named(&words(text)).as_deref(), Some("x"), "{text}");
         }

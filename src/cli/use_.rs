@@ -7,6 +7,7 @@ use forge::store::lock::acquire_machines;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
+use super::adopt::direct;
 use super::{DEFAULT_MACHINE, Outcome, Session, report};
 
 /// Lead `docker` to a machine for good: make a context for it, and choose that
@@ -76,6 +77,7 @@ async fn write(forge: &Forge, docker: &Docker, machine: &str) -> Result<()> {
     let _locks = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
     let record = Record::load(&forge.store, machine)?;
     power::whole(&record)?;
+    direct(&record)?;
     docker.write(&forge.store, &record).map(drop)
 }
 

@@ -186,6 +186,32 @@ fn key_file(forge: &Forge, wish: &Wish, name: &str, text: &str, mode: u32) -> Re
     write_file(&path, format!("{}\n", text.trim_end()).as_bytes(), mode)
 }
 
+/// Refuses a machine that was begun with another driver.
+///
+/// # Errors
+/// [`Kind::Exists`]
+pub fn of_driver(found: &Record, driver: &str) -> Result<()> {
+    if found.driver == driver {
+        return Ok(());
+    }
+    let name = &found.name;
+    Err(Error::new(
+        Kind::Exists,
+        format!(
+            "machine `{name}` exists, of the driver `{}` and not `{driver}`",
+            found.driver
+        ),
+    )
+    .hint(if found.stage == Stage::Ready {
+        format!("use another name, or remove it first: `forge rm {name}`")
+    } else {
+        format!(
+            "{} goes on with it; `forge rm {name}` removes it",
+            found.resumed_by()
+        )
+    }))
+}
+
 /// The record that is there, when it can serve the wish.
 fn same(found: Record, wish: &Wish) -> Result<Record> {
     let name = &found.name;
@@ -198,18 +224,7 @@ fn same(found: Record, wish: &Wish) -> Result<Record> {
             "`forge rm {name}` goes on with it; then create the machine again"
         )));
     }
-    if found.driver != wish.driver {
-        return Err(Error::new(
-            Kind::Exists,
-            format!(
-                "machine `{name}` exists, of the driver `{}` and not `{}`",
-                found.driver, wish.driver
-            ),
-        )
-        .hint(format!(
-            "use another name, or remove it first: `forge rm {name}`"
-        )));
-    }
+    of_driver(&found, wish.driver)?;
     if found.member != wish.member {
         let place = found.member.as_ref().map_or_else(
             || "belongs to no cluster".to_owned(),

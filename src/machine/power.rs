@@ -162,10 +162,6 @@ pub fn whole(record: &Record) -> Result<()> {
     if record.stage == Stage::Ready {
         return Ok(());
     }
-    let again = match &record.member {
-        Some(member) => format!("forge cluster up {}", member.cluster),
-        None => format!("forge create {}", record.name),
-    };
     Err(Error::new(
         Kind::Unavailable,
         format!(
@@ -174,7 +170,8 @@ pub fn whole(record: &Record) -> Result<()> {
         ),
     )
     .hint(format!(
-        "`{again}` goes on with it; `forge rm {}` removes it",
+        "{} goes on with it; `forge rm {}` removes it",
+        record.resumed_by(),
         record.name
     )))
 }

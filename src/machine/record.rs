@@ -321,8 +321,24 @@ impl Record {
             )
             .hint(match &self.imported {
                 Some(_) => format!("`forge start {}` finds out", self.name),
-                None => format!("`forge create {}` goes on with it", self.name),
+                None => format!("{} goes on with it", self.resumed_by()),
             })),
+        }
+    }
+
+    /// The command that goes on with what was cut off before the machine was ready.
+    pub fn resumed_by(&self) -> String {
+        let name = &self.name;
+        match &self.member {
+            Some(member) => format!("`forge cluster up {}`", member.cluster),
+            // Where the host is, the options say.
+            None if self.adopted.is_some() => {
+                format!(
+                    "`forge create --driver {} … {name}`, as it was typed,",
+                    self.driver
+                )
+            }
+            None => format!("`forge create --driver {} {name}`", self.driver),
         }
     }
 

@@ -295,6 +295,8 @@ fn judge(command: &Command, option: &Arg, given: &Given) -> Result<()> {
     let words = given.texts.iter().map(|text| format!("--{long}={text}"));
     let judged = command
         .clone()
+        // What variables say is not judged here.
+        .mut_args(|option| option.env(None::<&str>))
         .no_binary_name(true)
         .try_get_matches_from(words);
     // What else is missing or excludes what is said of the line, not of the value.
