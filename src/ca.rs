@@ -120,6 +120,16 @@ fn make_client(folder: &Path, ca: &str, ca_key: &Secret) -> Result<(String, Secr
     Ok(made)
 }
 
+/// Whether the CA that signs from now on is in its last year: each machine has to be given a certificate of another one
+/// before its end. One that is still to be made is not.
+///
+/// # Errors
+/// [`Kind::Corrupt`] when it is damaged, and when it cannot be read.
+pub fn is_ending(store: &Store) -> Result<bool> {
+    read(&rotation::folder(store).join("ca.pem"))?
+        .map_or(Ok(false), |ca| Ok(within(ends(&ca)?, CA_LAST_DAYS)))
+}
+
 /// A new client pair of the CA that signs from now on, whatever the age of the earlier one, which machines accept on.
 ///
 /// # Errors
@@ -134,14 +144,6 @@ impl Authority {
     /// The [`fingerprint`] of its CA.
     pub fn fingerprint(&self) -> String {
         fingerprint(&self.ca)
-    }
-
-    /// Whether its CA is in its last year: each machine has to be given a certificate of another one before its end.
-    ///
-    /// # Errors
-    /// [`Kind::Corrupt`] when it is damaged.
-    pub fn is_ending(&self) -> Result<bool> {
-        Ok(within(ends(&self.ca)?, CA_LAST_DAYS))
     }
 
     /// Signs a new server certificate for these names and addresses.

@@ -375,6 +375,61 @@ fn the_plan_says_what_moves_and_touches_nothing() {
 }
 
 #[test]
+fn the_plan_says_what_is_made_anew_besides_and_what_cannot_be() {
+    let lab = Lab::new();
+    lab.forge("create x1").ok();
+    lab.forge("create x2").ok();
+    fs::write(lab.home.join("machines/x2/machine.json"), "{").expect("written");
+    let before = lab.files();
+    let words = "regenerate-certs --all --ca --client-certs --dry-run";
+    let plan = lab.forge(words).run().code(1);
+    assert_eq!(
+        plan.stdout,
+        "a new CA is made; the earlier one counts until every machine has a certificate of the new one\n\
+         the pair that clients show is made anew; machines accept the earlier one on\n\
+         x1: its engine restarts; its containers keep running\n"
+    );
+    assert!(
+        plan.stderr
+            .starts_with("error: `HOME/machines/x2/machine.json` is damaged\n"),
+        "{}",
+        plan.stderr
+    );
+    let ended = lab.forge(&format!("{words} --json")).run().code(1);
+    let first = ended.stdout.lines().next().expect("a line");
+    let json: serde_json::Value = serde_json::from_str(first).expect("JSON");
+    assert_eq!(
+        (&json["new_ca"], &json["new_client_pair"]),
+        (&true.into(), &true.into())
+    );
+    assert_eq!(lab.files(), before);
+}
+
+#[test]
+fn a_machine_that_is_not_there_ends_it_before_anything_is_made() {
+    let lab = Lab::new();
+    lab.forge("create x1").ok();
+    let certificates = || {
+        let all = lab.files().into_iter();
+        all.filter(|(path, _)| path.extension().is_some_and(|end| end == "pem"))
+            .collect::<Vec<_>>()
+    };
+    let before = certificates();
+    let ended = lab
+        .forge("regenerate-certs -f --client-certs x1 x9")
+        .run()
+        .code(1);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: machine `x9` does not exist\n"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(certificates(), before);
+}
+
+#[test]
 fn nodes_of_a_swarm_are_renewed_one_after_another() {
     let lab = cluster();
     let before = NODES.map(|name| served(&lab, name));

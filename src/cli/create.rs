@@ -219,11 +219,7 @@ pub fn concluded(session: &Session, done: Vec<(String, Result<usize>)>) -> Resul
         });
         println!("{summary}");
     }
-    conclude(
-        done.into_iter()
-            .map(|(name, result)| (name, result.map(|_| ())))
-            .collect(),
-    )
+    conclude(done)
 }
 
 /// The machines to be made: `default` where none is named. docker-machine made one, and asked for its name.
@@ -247,7 +243,7 @@ fn names(persona: Persona, mut names: Vec<String>) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// When any machine failed.
-pub fn conclude(results: Vec<(String, Result<()>)>) -> Result<Outcome> {
+pub fn conclude<T>(results: Vec<(String, Result<T>)>) -> Result<Outcome> {
     let mut last = None;
     for (_, result) in results {
         if let Err(error) = result

@@ -244,11 +244,7 @@ async fn import(
         let open = ask(&forge, open).await;
         tell(root, &open);
     }
-    conclude(
-        done.into_iter()
-            .map(|(name, result)| (name, result.map(drop)))
-            .collect(),
-    )
+    conclude(done)
 }
 
 type Results = [(String, Result<docker_machine::Done>)];

@@ -108,11 +108,7 @@ async fn change(
     if session.json() {
         println!("{}", summary(&done));
     }
-    let outcome = conclude(
-        done.into_iter()
-            .map(|(name, result)| (name, result.map(|_| ())))
-            .collect(),
-    )?;
+    let outcome = conclude(done)?;
     if let Some(text) = persona::concluded(command) {
         session.say(&text);
     }

@@ -93,11 +93,7 @@ impl Provision {
             });
             println!("{summary}");
         }
-        conclude(
-            done.into_iter()
-                .map(|(name, result)| (name, result.map(|_| ())))
-                .collect(),
-        )
+        conclude(done)
     }
 }
 

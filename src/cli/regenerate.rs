@@ -1,7 +1,6 @@
 //! `forge regenerate-certs`
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use clap::Args;
 use forge::ca::{self, rotation};
@@ -9,11 +8,12 @@ use forge::cluster;
 use forge::cluster::spec::ClusterName;
 use forge::machine::renew::Keep;
 use forge::machine::{Forge, Record, Stage, live, renew};
+use forge::store::Store;
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Kind, Result};
+use futures_util::StreamExt;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::create::{FAN_OUT, conclude};
@@ -64,7 +64,7 @@ impl RegenerateCerts {
             distinct(or_default(self.names.clone()))
         };
         if self.dry_run {
-            return show(session, &reader, &names, self.all).await;
+            return self.show(session, &reader, &names).await;
         }
         if !self.force && !names.is_empty() && !agreed(session, &names)? {
             return Ok(Outcome::Done);
@@ -77,11 +77,12 @@ impl RegenerateCerts {
         if session.json() {
             println!("{}", summary(&done));
         }
-        conclude(
-            done.into_iter()
-                .map(|(name, result)| (name, result.map(|_| ())))
-                .collect(),
-        )
+        conclude(done)
+    }
+
+    /// Whether a new CA is to be made.
+    fn rotates(&self, store: &Store) -> Result<bool> {
+        Ok(self.ca || (self.all && ca::is_ending(store)?))
     }
 
     async fn renew(
@@ -90,8 +91,10 @@ impl RegenerateCerts {
         names: Vec<String>,
     ) -> Result<Vec<(String, Result<bool>)>> {
         let (store, patience, events) = (&forge.store, forge.patience, &forge.events);
+        // A machine that is not there ends it before anything is done.
+        let sorted = Sorted::of(forge, &names, self.all)?;
         let begun = rotation::under_way(store);
-        if self.ca || (self.all && ca::ensure(store, patience, events).await?.is_ending()?) {
+        if self.rotates(store)? {
             rotation::begin(store, patience, events).await?;
         }
         if self.client_certs {
@@ -103,7 +106,7 @@ impl RegenerateCerts {
         } else {
             Keep::Nothing
         };
-        let renewed = machines(forge, &names, self.all, done).await?;
+        let renewed = machines(forge, sorted, done).await?;
         let waiting = rotation::finish(store, patience, events).await?;
         if !waiting.is_empty() {
             events
@@ -114,6 +117,67 @@ impl RegenerateCerts {
                 .await;
         }
         Ok(renewed)
+    }
+
+    /// Says what would be done.
+    async fn show(&self, session: &Session, forge: &Forge, names: &[String]) -> Result<Outcome> {
+        let sorted = Sorted::of(forge, names, self.all)?;
+        let new_ca = self.rotates(&forge.store)?;
+        // Each of them, and why it keeps its certificate.
+        let machines: Vec<(String, Option<String>)> = futures_util::stream::iter(sorted.alone)
+            .map(|name| async move {
+                let why = match Record::load(&forge.store, &name) {
+                    Ok(record) => live::running(forge, &record).await.err(),
+                    Err(error) => Some(error),
+                };
+                (name, why.map(|error| error.line()))
+            })
+            .buffered(FAN_OUT)
+            .collect()
+            .await;
+        let mut turns = Vec::new();
+        for (cluster, members) in sorted.clusters {
+            turns.push((
+                cluster.to_string(),
+                cluster::renew::dry_run(forge, &cluster, &members).await?,
+            ));
+        }
+        if session.json() {
+            let machines: Vec<_> = machines
+                .iter()
+                .map(|(name, kept)| json!({"name": name, "kept": kept}))
+                .collect();
+            let clusters: Vec<_> = turns
+                .iter()
+                .map(|(name, turns)| json!({"name": name, "turns": turns}))
+                .collect();
+            println!(
+                "{}",
+                json!({"new_ca": new_ca, "new_client_pair": self.client_certs, "machines": machines, "clusters": clusters})
+            );
+            return conclude(sorted.hopeless);
+        }
+        if new_ca {
+            println!(
+                "a new CA is made; the earlier one counts until every machine has a certificate of the new one"
+            );
+        }
+        if self.client_certs {
+            println!("the pair that clients show is made anew; machines accept the earlier one on");
+        }
+        for (name, kept) in machines {
+            match kept {
+                None => println!("{name}: its engine restarts; its containers keep running"),
+                Some(why) => println!("{name}: keeps its certificate: {why}"),
+            }
+        }
+        for (name, turns) in turns {
+            println!("cluster {name}, one machine after another:");
+            for turn in turns {
+                println!("  {turn}");
+            }
+        }
+        conclude(sorted.hopeless)
     }
 }
 
@@ -136,15 +200,14 @@ fn agreed(session: &Session, names: &[String]) -> Result<bool> {
 /// whether it was changed.
 async fn machines(
     forge: &Forge,
-    names: &[String],
-    all: bool,
+    sorted: Sorted,
     keep: Keep,
 ) -> Result<Vec<(String, Result<bool>)>> {
     let Sorted {
         alone,
         clusters,
         hopeless,
-    } = Sorted::of(forge, names, all)?;
+    } = sorted;
     let mut done = hopeless;
     done.extend(side_by_side(forge, &alone, keep).await?);
     for (cluster, members) in clusters {
@@ -212,13 +275,12 @@ async fn side_by_side(
     keep: Keep,
 ) -> Result<Vec<(String, Result<bool>)>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let room = Arc::new(Semaphore::new(FAN_OUT));
+    let room = tasks::Room::of(FAN_OUT);
     let mut running = JoinSet::new();
     for name in names {
         let (forge, name, room) = (forge.of(name), name.clone(), room.clone());
         running.spawn(async move {
-            // The semaphore is never closed; without a permit the work would only start sooner.
-            let _permit = room.acquire().await;
+            let _turn = room.turn().await;
             let done = one(&forge, &name, keep).await;
             (name, done)
         });
@@ -232,49 +294,4 @@ async fn one(forge: &Forge, name: &str, keep: Keep) -> Result<bool> {
         error.context(format!("failed to make the certificate of `{name}` anew"))
     })?;
     renew::machine(forge, record, None, keep).await
-}
-
-/// Says what would be done.
-async fn show(session: &Session, forge: &Forge, names: &[String], all: bool) -> Result<Outcome> {
-    let Sorted {
-        alone, clusters, ..
-    } = Sorted::of(forge, names, all)?;
-    let mut machines = Vec::new();
-    for name in alone {
-        let record = Record::load(&forge.store, &name)?;
-        let kept = live::running(forge, &record).await.err();
-        machines.push((name, kept.map(|error| error.line())));
-    }
-    let mut turns = Vec::new();
-    for (cluster, members) in clusters {
-        turns.push((
-            cluster.to_string(),
-            cluster::renew::dry_run(forge, &cluster, &members).await?,
-        ));
-    }
-    if session.json() {
-        let machines: Vec<_> = machines
-            .iter()
-            .map(|(name, kept)| json!({"name": name, "kept": kept}))
-            .collect();
-        let clusters: Vec<_> = turns
-            .iter()
-            .map(|(name, turns)| json!({"name": name, "turns": turns}))
-            .collect();
-        println!("{}", json!({"machines": machines, "clusters": clusters}));
-        return Ok(Outcome::Done);
-    }
-    for (name, kept) in machines {
-        match kept {
-            None => println!("{name}: its engine restarts; its containers keep running"),
-            Some(why) => println!("{name}: keeps its certificate: {why}"),
-        }
-    }
-    for (name, turns) in turns {
-        println!("cluster {name}, one machine after another:");
-        for turn in turns {
-            println!("  {turn}");
-        }
-    }
-    Ok(Outcome::Done)
 }

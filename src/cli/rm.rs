@@ -90,11 +90,7 @@ impl Rm {
         if in_other_words && self.force {
             tell_missing(&done);
         }
-        conclude(
-            done.into_iter()
-                .map(|(name, result)| (name, result.map(|_| ())))
-                .collect(),
-        )
+        conclude(done)
     }
 }
 

@@ -87,11 +87,9 @@ fn not_running(record: &Record) -> Error {
 }
 
 /// What came of each of these machines, with its name.
-fn each<T>(records: &[Record], results: Vec<Result<T>>) -> Vec<(String, Result<()>)> {
+fn each<T>(records: &[Record], results: Vec<Result<T>>) -> Vec<(String, Result<T>)> {
     let names = records.iter().map(|record| record.name.clone());
-    names
-        .zip(results.into_iter().map(|result| result.map(|_| ())))
-        .collect()
+    names.zip(results).collect()
 }
 
 /// Print the URL of a machine's engine
@@ -257,6 +255,6 @@ pub fn records(store: &Store, names: &[String]) -> Result<Vec<Record>> {
             Err(error) => missing.push((name.clone(), Err(error))),
         }
     }
-    conclude(missing)?;
+    conclude::<()>(missing)?;
     Ok(found)
 }
