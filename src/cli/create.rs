@@ -96,17 +96,10 @@ impl Choice {
             (None, Some(picked)) => (picked.entry, Some(picked.why.clone())),
             (None, None) => return Err(Error::new(Kind::Usage, "no driver is named")),
         };
-        for (id, flag) in forge_libvirt::WITHOUT_EFFECT {
-            let there = matches.try_contains_id(id).unwrap_or(false);
-            let source = if there {
-                matches.value_source(id)
-            } else {
-                None
-            };
+        for (id, flag, why) in driver.without_effect {
+            let source = matches.value_source(id);
             if source.is_some_and(|source| source != ValueSource::DefaultValue) {
-                report::note(&format!(
-                    "warning: `{flag}` has no effect: libvirt decides how disks are cached and written"
-                ));
+                report::note(&format!("warning: `{flag}` has no effect: {why}"));
             }
         }
         Ok(Chosen {

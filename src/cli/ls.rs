@@ -57,6 +57,9 @@ const OF_STATES: [&str; 6] = [
 /// … and what engines do.
 const OF_ENGINES: [&str; 3] = ["DockerVersion", "Error", "ResponseTime"];
 
+/// What templates can show that is made out of the whole record.
+const OF_OPTIONS: [&str; 2] = ["EngineOptions", "SwarmOptions"];
+
 /// One machine of the list.
 struct Row {
     name: String,
@@ -64,8 +67,6 @@ struct Row {
     found: Result<(Record, Heard)>,
     /// The certificate that is near its end.
     ending: Option<Ending>,
-    /// What docker-machine kept of it as `HostOptions`.
-    options: Value,
     columns: Persona,
 }
 
@@ -94,9 +95,9 @@ impl Ls {
         } else {
             Depth::Records
         });
-        let rows = match store {
+        let rows = match &store {
             Some(store) => {
-                let forge = session.forge(store, forge::event::Events::silent());
+                let forge = session.forge(store.clone(), forge::event::Events::silent());
                 rows(
                     &forge,
                     &filters,
@@ -114,8 +115,17 @@ impl Ls {
         } else if session.json() {
             println!("{}", Value::Array(rows.iter().map(Row::json).collect()));
         } else if let Some(layout) = layout {
-            let rows: Vec<Value> = rows.iter().map(Row::fields).collect();
-            print!("{}", layout.render(&headings(), &rows)?);
+            let options = layout.shows(&OF_OPTIONS);
+            let fields = rows.iter().map(|row| match (row.record(), &store) {
+                (Some(record), Some(store)) if options => {
+                    Ok(row.fields(&host_options(record, store)?))
+                }
+                _ => Ok(row.fields(&Value::Null)),
+            });
+            print!(
+                "{}",
+                layout.render(&headings(), &fields.collect::<Result<Vec<_>>>()?)?
+            );
         } else {
             let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
             print!("{}", table(&HEADINGS, &cells));
@@ -180,10 +190,6 @@ async fn rows(
                 None => break,
             },
         };
-        let options = match &found {
-            Ok((record, _)) => options(record, &forge.store)?,
-            Err(_) => Value::Null,
-        };
         let ending = match &found {
             Ok((record, _)) if depth > Depth::Records && record.stage == Stage::Ready => {
                 tls::ending(&forge.store, record)
@@ -194,7 +200,6 @@ async fn rows(
             name,
             found,
             ending,
-            options,
             columns,
         });
     }
@@ -224,7 +229,8 @@ fn labels(record: Option<&Record>) -> &[String] {
     record.map_or(&[], |record| record.engine.labels.as_slice())
 }
 
-fn options(record: &Record, store: &Store) -> Result<Value> {
+/// What docker-machine kept of a machine besides what its driver knew.
+fn host_options(record: &Record, store: &Store) -> Result<Value> {
     let mut config = serde_json::to_value(Config::of(record, store))
         .or_fail(Kind::Invalid, || {
             format!("the record of `{}` cannot be printed", record.name)
@@ -378,8 +384,9 @@ impl Row {
         })
     }
 
-    /// What a template can show, by docker-machine's names, and the place in a cluster (`Cluster`).
-    fn fields(&self) -> Value {
+    /// What a template can show, by docker-machine's names, and the place in a cluster (`Cluster`). `options` are the
+    /// [`host_options`], where they are shown.
+    fn fields(&self, options: &Value) -> Value {
         let active = self.active();
         json!({
             "Name": self.name,
@@ -389,9 +396,9 @@ impl Row {
             "DriverName": self.driver(),
             "State": self.state(),
             "URL": self.url(),
-            "SwarmOptions": self.options["SwarmOptions"],
+            "SwarmOptions": options["SwarmOptions"],
             "Swarm": self.swarm(),
-            "EngineOptions": self.options["EngineOptions"],
+            "EngineOptions": options["EngineOptions"],
             "Error": self.trouble(),
             "DockerVersion": self.docker(),
             "ResponseTime": self.heard().map_or_else(String::new, |heard| duration(heard.took)),

@@ -118,7 +118,7 @@ pub struct Global {
     /// Show every event as it happens
     #[arg(short = 'D', long, global = true, env = "FORGE_DEBUG", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     debug: bool,
-    /// Speak SSH without the programs of OpenSSH
+    /// Speak SSH without the programs of OpenSSH; `mount` and `scp --delta` need them all the same
     #[arg(long, global = true, env = "FORGE_NATIVE_SSH", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     native_ssh: bool,
     /// Print JSON: one document, or one line for each event and a summary
@@ -416,12 +416,12 @@ impl Session {
     }
 }
 
-/// The folder of a store, from the root of the file system.
+/// A path from the root of the file system.
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| {
         Error::new(
             Kind::Usage,
-            format!("`{}` cannot be a store", path.display()),
+            format!("`{}` leads nowhere from here", path.display()),
         )
         .because(error)
     })

@@ -98,8 +98,7 @@ impl Persona {
     /// Says on standard output what docker-machine said there, and forge does not.
     pub fn say(self, text: &str) {
         if self == Self::DockerMachine {
-            // Whoever reads it may have gone.
-            let _ = writeln!(std::io::stdout(), "{text}");
+            println!("{text}");
         }
     }
 

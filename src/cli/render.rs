@@ -155,7 +155,7 @@ impl Canvas {
         // A full disk must not end the command for the sake of its log.
         let _ = writeln!(self.log, "{} {json}", Timestamp::now());
         if self.style == Style::Json {
-            let _ = writeln!(std::io::stdout(), "{json}");
+            println!("{json}");
         }
         if matches!(self.style, Style::Words { .. }) {
             self.words(event);
@@ -242,8 +242,7 @@ impl Canvas {
         }
         let done = persona::done(&self.command, machine).filter(|_| done);
         for line in [begun, started, done].into_iter().flatten() {
-            // Whoever reads it may have gone.
-            let _ = writeln!(std::io::stdout(), "{line}");
+            println!("{line}");
         }
     }
 
@@ -329,7 +328,7 @@ impl Canvas {
                 Style::Json => {
                     let line =
                         serde_json::json!({"event": "waiting", "machine": machine, "text": text});
-                    let _ = writeln!(std::io::stdout(), "{line}");
+                    println!("{line}");
                 }
             }
         }

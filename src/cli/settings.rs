@@ -19,9 +19,6 @@ use super::{Outcome, Session, tree};
 #[derive(Args)]
 pub struct Show {}
 
-/// Variables that are no flag's: what they name would be seen by others as a flag, or is no setting of a command.
-const ALONE: [&str; 1] = ["FORGE_PASSPHRASE_FILE"];
-
 /// One setting.
 struct Setting {
     /// Its name: the key of `forge.toml`, with the table before it.
@@ -130,24 +127,7 @@ fn settings(session: &Session, whole: &Command, matches: &ArgMatches) -> Result<
             .collect();
         commands.extend(inner.into_iter().rev());
     }
-    found.extend(ALONE.map(alone));
     Ok(found)
-}
-
-/// A variable that no flag and no key stands for.
-fn alone(name: &str) -> Setting {
-    let value = std::env::var_os(name).filter(|value| !value.is_empty());
-    let value = value.map(|value| value.to_string_lossy().into_owned());
-    Setting {
-        name: name.to_owned(),
-        from: match value {
-            Some(_) => From::Variable(name.to_owned()),
-            None => From::Program,
-        },
-        value,
-        default: None,
-        variables: vec![name.to_owned()],
-    }
 }
 
 fn setting(

@@ -25,6 +25,7 @@ pub fn all() -> &'static [Entry] {
             about: "virtual machines run by QEMU itself: no daemon, no root",
             augment: |command| forge_qemu::Options::augment_args(command),
             as_docker_machine: |command| command,
+            without_effect: &[],
             resolve: |matches| {
                 let options =
                     forge_qemu::Options::from_arg_matches(matches).map_err(options_lost)?;
@@ -66,6 +67,7 @@ pub fn all() -> &'static [Entry] {
             about: "domains of libvirt, on this host or others, on networks that this host reaches directly",
             augment: |command| forge_libvirt::Options::augment_args(command),
             as_docker_machine: |command| command,
+            without_effect: &forge_libvirt::WITHOUT_EFFECT,
             resolve: |matches| {
                 let options =
                     forge_libvirt::Options::from_arg_matches(matches).map_err(options_lost)?;
@@ -116,6 +118,7 @@ pub fn all() -> &'static [Entry] {
             about: "machines of VirtualBox, with NAT and an internal or a host-only network",
             augment: |command| forge_virtualbox::Options::augment_args(command),
             as_docker_machine: forge_virtualbox::as_docker_machine,
+            without_effect: &[],
             resolve: |matches| {
                 let options =
                     forge_virtualbox::Options::from_arg_matches(matches).map_err(options_lost)?;
@@ -159,6 +162,7 @@ pub fn all() -> &'static [Entry] {
             about: "hosts that are there already and answer SSH: adopted, and left as they were",
             augment: |command| forge_generic::Options::augment_args(command),
             as_docker_machine: |command| command,
+            without_effect: &[],
             resolve: |matches| {
                 let options =
                     forge_generic::Options::from_arg_matches(matches).map_err(options_lost)?;
@@ -196,6 +200,7 @@ pub fn all() -> &'static [Entry] {
             about: "engines that are there already, known by their URL",
             augment: |command| forge_none::Options::augment_args(command),
             as_docker_machine: |command| command,
+            without_effect: &[],
             resolve: |matches| {
                 let options =
                     forge_none::Options::from_arg_matches(matches).map_err(options_lost)?;
@@ -231,6 +236,7 @@ pub fn all() -> &'static [Entry] {
             about: "machines that docker-machine made, taken over by `forge import docker-machine`",
             augment: |command| command,
             as_docker_machine: |command| command,
+            without_effect: &[],
             resolve: |_| Ok((Value::Null, BTreeMap::new())),
             token: None,
             default: || Ok(Value::Null),
@@ -274,6 +280,7 @@ pub fn all() -> &'static [Entry] {
             about: "folders that stand for machines, for tests of forge itself",
             augment: |command| forge_driver::fake::Options::augment_args(command),
             as_docker_machine: |command| command,
+            without_effect: &[],
             resolve: |_| Ok((serde_json::json!({}), BTreeMap::new())),
             token: Some(TokenOption {
                 flag: "fake_token",

@@ -72,6 +72,8 @@ pub struct Entry {
     pub augment: fn(Command) -> Command,
     /// Changes the defaults of its options, on a command that has them, to those that docker-machine had.
     pub as_docker_machine: fn(Command) -> Command,
+    /// The options that are taken for old scripts and change nothing: their ids, the names that users know, and why.
+    pub without_effect: &'static [(&'static str, &'static str, &'static str)],
     /// Resolves the options of a parsed command.
     pub resolve: fn(&ArgMatches) -> Result<Resolved>,
     /// Where its token is looked for, where it needs one.

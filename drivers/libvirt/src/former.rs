@@ -49,11 +49,13 @@ pub struct Former {
     io_mode: Option<String>,
 }
 
-/// The options that are taken and change nothing: by their ids, under the names that their users know.
-pub const WITHOUT_EFFECT: [(&str, &str); 2] = [
-    ("libvirt_kvm_cache_mode", "--kvm-cache-mode"),
-    ("libvirt_kvm_io_mode", "--kvm-io-mode"),
+/// The options that are taken and change nothing: their ids, the names that their users know, and why.
+pub const WITHOUT_EFFECT: [(&str, &str, &str); 2] = [
+    ("libvirt_kvm_cache_mode", "--kvm-cache-mode", CACHING),
+    ("libvirt_kvm_io_mode", "--kvm-io-mode", CACHING),
 ];
+
+const CACHING: &str = "libvirt decides how disks are cached and written";
 
 impl Former {
     /// The size of the disk in bytes, where it was said in the plugin's way.
