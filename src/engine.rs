@@ -194,18 +194,17 @@ mod tests {
 
     const ANSWER: &[u8] = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"Version\":\"20.10.24\",\"ApiVersion\":\"1.41\"}\n";
 
+    /// Asks as a client that means 127.133.7.101 and goes by this authority.
+    async fn ask_at_101(stream: impl Stream + 'static, authority: &Authority) -> Result<Version> {
+        let wait = Duration::from_secs(5);
+        version(stream, "127.133.7.101", &trust(authority), wait).await
+    }
+
     #[tokio::test]
     async fn an_engine_with_our_certificate_answers() {
         let (_folder, authority) = authority().await;
         let stream = engine(&authority, &["127.133.7.101", "n1"], ANSWER);
-        let version = version(
-            stream,
-            "127.133.7.101",
-            &trust(&authority),
-            Duration::from_secs(5),
-        )
-        .await
-        .expect("version");
+        let version = ask_at_101(stream, &authority).await.expect("version");
         assert_eq!(version.version, "20.10.24");
         assert_eq!(version.api, "1.41");
     }
@@ -214,14 +213,9 @@ mod tests {
     async fn a_certificate_for_another_address_is_refused() {
         let (_folder, authority) = authority().await;
         let stream = engine(&authority, &["127.133.7.102", "n2"], ANSWER);
-        let error = version(
-            stream,
-            "127.133.7.101",
-            &trust(&authority),
-            Duration::from_secs(5),
-        )
-        .await
-        .expect_err("another machine");
+        let error = ask_at_101(stream, &authority)
+            .await
+            .expect_err("another machine");
         assert_eq!(error.kind(), Kind::Refused);
     }
 
@@ -230,14 +224,7 @@ mod tests {
         let (_a, ours) = authority().await;
         let (_b, theirs) = authority().await;
         let stream = engine(&theirs, &["127.133.7.101"], ANSWER);
-        let error = version(
-            stream,
-            "127.133.7.101",
-            &trust(&ours),
-            Duration::from_secs(5),
-        )
-        .await
-        .expect_err("another store");
+        let error = ask_at_101(stream, &ours).await.expect_err("another store");
         assert_eq!(error.kind(), Kind::Refused);
     }
 
@@ -249,14 +236,7 @@ mod tests {
             &["127.133.7.101"],
             b"HTTP/1.0 503 Busy\r\n\r\n{}",
         );
-        let error = version(
-            stream,
-            "127.133.7.101",
-            &trust(&authority),
-            Duration::from_secs(5),
-        )
-        .await
-        .expect_err("503");
+        let error = ask_at_101(stream, &authority).await.expect_err("503");
         assert_eq!(error.causes(), ["its status is 503 Service Unavailable"]);
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Lab;
+use common::{Lab, subcommands};
 use forge_driver::fake::Knob;
 
 const NONE_YET: &str = "error: there is nothing here yet: no machine, no cluster, no image\nhint: `forge create n1` makes a machine, `forge cluster up` a cluster; FORGE_HOME says where they are looked for\n";
@@ -56,20 +56,6 @@ fn every_command_has_help_on_standard_output() {
         );
     }
     assert!(!lab.home.exists(), "help makes no store");
-}
-
-/// The names under `Commands:`.
-fn subcommands(help: &str) -> Vec<String> {
-    help.lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| !line.is_empty())
-        // A long description goes on in the column of the descriptions.
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| *name != "help")
-        .map(str::to_owned)
-        .collect()
 }
 
 #[test]

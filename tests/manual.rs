@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{FORGE, Lab};
+use common::{FORGE, Lab, subcommands};
 
 /// The path, with the binary under test first in it.
 fn path() -> std::ffi::OsString {
@@ -13,18 +13,6 @@ fn path() -> std::ffi::OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::join_paths(std::iter::once(programs.to_owned()).chain(std::env::split_paths(&path)))
         .expect("a path")
-}
-
-/// The commands that a help text lists.
-fn commands(help: &str) -> Vec<&str> {
-    help.lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| !line.is_empty())
-        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| *name != "help")
-        .collect()
 }
 
 #[test]
@@ -43,14 +31,14 @@ fn every_command_has_a_page_that_man_has_nothing_to_say_about() {
         .map(|page| page.as_str().expect("a name").to_owned())
         .collect();
     let help = lab.forge("--help").ok().stdout;
-    let names = commands(&help);
+    let names = subcommands(&help);
     assert!(names.len() > 15, "{names:?}");
     let mut expected = vec!["forge.1".to_owned()];
     for name in names {
         expected.push(format!("forge-{name}.1"));
         let help = lab.forge(&format!("{name} --help")).ok().stdout;
         expected.extend(
-            commands(&help)
+            subcommands(&help)
                 .iter()
                 .map(|inner| format!("forge-{name}-{inner}.1")),
         );

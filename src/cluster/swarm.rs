@@ -413,12 +413,7 @@ pub async fn label(guest: &dyn Guest, zones: &BTreeMap<String, Zone>) -> Result<
         let mut changed = false;
         let nodes = Request::get("/nodes").ask(guest).await?;
         for (id, zone) in zones {
-            let node = nodes
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|node| node["ID"].as_str() == Some(id))
-                .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no node `{id}`")))?;
+            let node = node_of(&nodes, id)?;
             let mut spec = node["Spec"].clone();
             let zone = Value::from(zone.to_string());
             if spec["Labels"][node::ZONE_LABEL] == zone {
@@ -435,6 +430,16 @@ pub async fn label(guest: &dyn Guest, zones: &BTreeMap<String, Zone>) -> Result<
         Ok(changed)
     })
     .await
+}
+
+/// The node of this id in the list of an engine's API.
+fn node_of<'a>(nodes: &'a Value, id: &str) -> Result<&'a Value> {
+    nodes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|node| node["ID"].as_str() == Some(id))
+        .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no node `{id}`")))
 }
 
 /// Sets what nodes, by id, are used for; runs on a manager. Returns whether anything was changed.
@@ -467,12 +472,7 @@ pub async fn set_availability(
 pub async fn set_use(guest: &dyn Guest, id: &str, availability: Availability) -> Result<()> {
     again(|| async {
         let nodes = Request::get("/nodes").ask(guest).await?;
-        let node = nodes
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|node| node["ID"].as_str() == Some(id))
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no node `{id}`")))?;
+        let node = node_of(&nodes, id)?;
         let mut spec = node["Spec"].clone();
         let wished = json!(availability);
         if spec["Availability"] == wished {

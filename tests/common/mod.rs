@@ -181,6 +181,20 @@ impl Lab {
     }
 }
 
+/// The commands that a help text lists.
+pub fn subcommands(help: &str) -> Vec<String> {
+    help.lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        // A long description goes on in the column of the descriptions.
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
 /// No command of these tests takes longer.
 pub const DEADLINE: Duration = Duration::from_secs(25);
 
