@@ -166,6 +166,10 @@ pub async fn meet(
     if let Some(through) = through {
         guest = guest.keeping(through);
     }
+    let way = &route.way;
+    let certified = !pinned.authorities.is_empty() && way.hostname != config.host;
+    let alias = way.alias.clone();
+    let alias = alias.or_else(|| certified.then(|| way.hostname.clone()));
     Ok(Met {
         guest: Arc::new(guest),
         address,
@@ -174,7 +178,7 @@ pub async fn meet(
         adopted: Adopted {
             host: config.host.clone(),
             name: config.name(),
-            alias: route.way.alias.clone(),
+            alias,
             jump,
             sudo_password: false,
         },
@@ -204,15 +208,10 @@ impl Host<'_> {
         ask: &dyn Ask,
         deadline: Instant,
     ) -> Result<(SshGuest, Pinned, SocketAddr)> {
-        let known = self.way.known(self.name);
-        let principal = self
-            .way
-            .alias
-            .clone()
-            .unwrap_or_else(|| self.name.to_owned());
+        let known = self.way.known();
         let mut expect = Expect {
             fingerprints: self.fingerprints.to_vec(),
-            principals: vec![principal],
+            principals: vec![self.way.known_as().to_owned()],
             revoked: known.revoked.clone(),
             ..Expect::default()
         };
@@ -335,7 +334,7 @@ impl Host<'_> {
                 format!("the host key of `{name}` is not the one in `known_hosts`"),
             )
             .because(why)
-            .hint(format!("somebody else may answer there, and nothing was sent; when the host was made anew, compare its key there and forget the old one: `ssh-keygen -R {}`", known_as(name, self.way.port))));
+            .hint(format!("somebody else may answer there, and nothing was sent; when the host was made anew, compare its key there and forget the old one: `ssh-keygen -R {}`", known_as(&self.way.hostname, self.way.port))));
         }
         let why = if known.authorities.is_empty() {
             "it is in no `known_hosts`, no authority certifies it, and there is no terminal to ask at; nothing was sent to the host".to_owned()

@@ -59,8 +59,14 @@ pub struct Way {
 }
 
 impl Way {
+    /// The name that `known_hosts` and certificates have for it: an alias that was said, else the name that `ssh` connects
+    /// to, whatever a configuration calls it (sshconnect.c).
+    pub fn known_as(&self) -> &str {
+        self.alias.as_deref().unwrap_or(&self.hostname)
+    }
+
     /// What the `known_hosts` files say of it.
-    pub fn known(&self, host: &str) -> Known {
+    pub fn known(&self) -> Known {
         let files = self
             .known_hosts
             .iter()
@@ -68,7 +74,7 @@ impl Way {
         match &self.alias {
             // An alias stands for host and port (ssh_config(5), HostKeyAlias).
             Some(alias) => Known::read(files, alias, forge_driver::SSH_PORT),
-            None => Known::read(files, host, self.port),
+            None => Known::read(files, &self.hostname, self.port),
         }
     }
 }
