@@ -1,26 +1,26 @@
-//! The README's tour, run as it stands: every `sh` block, line by line, in the order in which it is read.
+//! The README's tour, run as it stands: every `sh` block, line by line, in the order in which it is read. All other blocks
+//! are run by `readme.rs`.
 
 use std::collections::BTreeSet;
 use std::env;
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use forge_lab::{Ran, Steps, Store, run};
+use forge_lab::{Ran, Steps, Store, readme, run};
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
 
 #[test]
 fn lab_the_tour_of_the_readme() {
     let mut steps = Steps::new("the README's tour");
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
-        .expect("the README");
-    let blocks = blocks(&readme);
+    let blocks = readme::blocks(Path::new(env!("CARGO_MANIFEST_DIR")));
+    let blocks: Vec<_> = blocks.iter().filter(|block| block.on_tour()).collect();
+    assert!(blocks.len() >= 5, "the README has a tour");
     let store = Store::new(FORGE);
     let folder = tempfile::tempdir().expect("a folder");
     let mut said = Vec::new();
-    for block in &blocks {
+    for block in blocks.iter().map(|block| block.text.as_str()) {
         steps.step(
             block
                 .lines()
@@ -54,28 +54,6 @@ fn lab_the_tour_of_the_readme() {
         "the second `cluster up` says that nothing was to change: {said:?}"
     );
     assert_eq!(store.left(), Vec::<String>::new());
-}
-
-/// The `sh` blocks of the text.
-fn blocks(text: &str) -> Vec<String> {
-    let mut blocks = Vec::new();
-    let mut inside: Option<String> = None;
-    for line in text.lines() {
-        match (&mut inside, line) {
-            (None, "```sh") => inside = Some(String::new()),
-            (Some(block), "```") => {
-                blocks.push(std::mem::take(block));
-                inside = None;
-            }
-            (Some(block), line) => {
-                block.push_str(line);
-                block.push('\n');
-            }
-            (None, _) => {}
-        }
-    }
-    assert!(blocks.len() >= 5, "the README has a tour");
-    blocks
 }
 
 /// Runs a block as a reader would who has forge in the path and pastes it; the first failure ends it.

@@ -7,6 +7,7 @@ mod listened;
 pub mod old;
 pub mod openssh;
 mod processes;
+pub mod readme;
 mod run;
 mod steps;
 mod store;
