@@ -547,14 +547,56 @@ fn an_agent_logs_in_with_a_key_that_lies_nowhere() {
     assert_eq!(lab.record("n1")["stage"], "ready");
 }
 
+/// The words that adopt a host behind another, whose key is known.
+fn behind(gate: &Host, host: &Host) -> String {
+    let config = gate.config(&gate.known("host"));
+    without_key(host, &format!("create {} n1", host.trusted()))
+        .replace("config none", &format!("config {}", config.display()))
+}
+
+/// The option that leads through that host.
+fn jump(gate: &Host) -> String {
+    format!("--generic-jump {}@127.0.0.1:{}", user(), gate.port)
+}
+
+#[test]
+fn a_host_that_lets_nobody_in_any_more_is_asked_once() {
+    let (lab, gate, host) = (Lab::bare(), Host::new(), Host::new());
+    let agent = Agent::with(&[gate.at("user"), host.at("user")], lab.folder());
+    lab.forge(&format!("{} {}", behind(&gate, &host), jump(&gate)))
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .ok();
+    let asked = |of: &Host| {
+        let before = of.log().matches("Connection from").count();
+        let start = Instant::now();
+        let refused = lab
+            .forge("provision n1")
+            .env("SSH_AUTH_SOCK", &agent.socket)
+            .env("FORGE_TIMEOUT", "20")
+            .run()
+            .code(1);
+        assert!(start.elapsed() < Duration::from_secs(15));
+        assert!(
+            refused.stderr.contains("SSH authentication"),
+            "{}",
+            refused.stderr
+        );
+        of.log().matches("Connection from").count() - before
+    };
+    let keys = host.authorized();
+    fs::write(host.at("home/.ssh/authorized_keys"), "").expect("written");
+    assert_eq!(asked(&host), 1);
+    fs::write(host.at("home/.ssh/authorized_keys"), keys).expect("written");
+    fs::write(gate.at("home/.ssh/authorized_keys"), "").expect("written");
+    // The provider is asked whether the host before accepts connections, too.
+    assert!(asked(&gate) <= 2, "{}", gate.log());
+}
+
 #[test]
 fn a_host_behind_another_is_reached_through_it() {
     let (lab, gate, host) = (Lab::bare(), Host::new(), Host::new());
     let agent = Agent::with(&[gate.at("user"), host.at("user")], lab.folder());
-    let config = gate.config(&gate.known("host"));
-    let words = without_key(&host, &format!("create {} n1", host.trusted()))
-        .replace("config none", &format!("config {}", config.display()));
-    let jump = format!("--generic-jump {}@127.0.0.1:{}", user(), gate.port);
+    let (words, jump) = (behind(&gate, &host), jump(&gate));
     lab.forge(&format!("{words} {jump}"))
         .env("SSH_AUTH_SOCK", &agent.socket)
         .ok();
@@ -568,6 +610,32 @@ fn a_host_behind_another_is_reached_through_it() {
     lab.forge("provision n1")
         .env("SSH_AUTH_SOCK", &agent.socket)
         .ok();
+    // Each of these goes through the gate, by forge itself and by OpenSSH.
+    let file = lab.folder().join("file");
+    fs::write(&file, "through").expect("written");
+    let there = host.at("copied");
+    let mut seen = gate.entered();
+    for (words, code) in [
+        (vec!["ssh", "n1", "--", "exit 42"], 42),
+        (vec!["ssh", "n1", "-T", "exit 42"], 42),
+        (vec!["logs", "n1", "--source", "engine"], 0),
+        (
+            vec![
+                "--native-ssh",
+                "scp",
+                file.to_str().expect("text"),
+                &format!("n1:{}", there.display()),
+            ],
+            0,
+        ),
+    ] {
+        let done = lab.words(&words).env("SSH_AUTH_SOCK", &agent.socket).run();
+        assert_eq!(done.code, code, "{words:?}: {}", done.stderr);
+        let now = gate.entered();
+        assert!(now > seen, "{words:?} went past the gate");
+        seen = now;
+    }
+    assert_eq!(fs::read_to_string(&there).expect("copied"), "through");
     let env = lab
         .forge("env n1")
         .env("SSH_AUTH_SOCK", &agent.socket)
@@ -579,7 +647,7 @@ fn a_host_behind_another_is_reached_through_it() {
         .env("SSH_AUTH_SOCK", &agent.socket)
         .ok();
     assert_eq!(own_lines(&host), 0);
-    let unknown = words.replace(&config.display().to_string(), "none");
+    let unknown = words.replace(&gate.at("config").display().to_string(), "none");
     let refused = lab
         .forge(&format!("{unknown} {jump}"))
         .env("SSH_AUTH_SOCK", &agent.socket)

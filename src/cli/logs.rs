@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use forge::machine::{Record, access};
-use forge::remote::{Guest, ssh};
+use forge::remote::Guest;
 use forge_driver::{Error, Kind, Result};
 
 use super::{DEFAULT_MACHINE, Outcome, Session};
@@ -86,11 +86,8 @@ impl Logs {
             ),
         ];
         if remote.iter().any(|(source, _, _)| wanted(*source)) {
-            let connected = match access::target(&forge.store, &record) {
-                Ok(target) => ssh::connect(&target, CONNECT.min(session.patience())).await,
-                Err(error) => Err(error),
-            };
-            match connected {
+            let patience = CONNECT.min(session.patience());
+            match access::guest(&forge.store, &record, None, patience).await {
                 Ok(guest) => {
                     for (source, title, command) in &remote {
                         if wanted(*source) {

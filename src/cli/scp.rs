@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::Args;
 use forge::interrupt;
 use forge::machine::{Forge, Record, access};
-use forge::remote::{Place, copy, signalled, ssh};
+use forge::remote::{Place, copy, signalled};
 use forge_driver::{Error, Fact, Kind, Result, process};
 
 use super::ssh::{arrive, program};
@@ -100,11 +100,8 @@ impl Side {
         let (forge, record) = machines
             .next()
             .ok_or_else(|| Error::new(Kind::Failed, "a machine was not loaded"))?;
-        let mut target = access::target(&forge.store, record)?;
-        if let Some(user) = user {
-            target.user.clone_from(user);
-        }
-        let guest = ssh::connect_patiently(&target, session.patience()).await?;
+        let patience = session.patience();
+        let guest = access::guest(&forge.store, record, user.as_deref(), patience).await?;
         Ok(Place::There(guest, path.to_owned()))
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use forge::interrupt;
 use forge::machine::{Forge, Record, access, relocate};
 use forge::remote::openssh::{Asked, Terminal, is_option};
-use forge::remote::{Streams, signalled, ssh};
+use forge::remote::{Streams, signalled};
 use forge_driver::{Error, Fact, Kind, Result, State, ports, process};
 
 use super::{Outcome, Session, report};
@@ -156,20 +156,18 @@ async fn by_ourselves(
     for forward in &asked.forwards {
         listeners.push((forward, forward.listen().await?));
     }
-    let mut target = access::target(&forge.store, record)?;
-    if let Some(user) = &asked.user {
-        target.user.clone_from(user);
-    }
+    let user = asked.user.as_deref();
     let say = |text: &str| {
         if asked.verbose {
             report::note(text);
         }
     };
-    say(&format!("connecting to {}@{}", target.user, target.address));
+    let (shown, address) = (user.unwrap_or(&record.ssh.user), record.endpoints()?.ssh);
+    say(&format!("connecting to {shown}@{address}"));
     // Until it is the command's, a signal has nothing to finish here.
     interrupt::pass_on();
     let guest = tokio::select! {
-        guest = ssh::connect_patiently(&target, session.patience()) => guest.map_err(|error| {
+        guest = access::guest(&forge.store, record, user, session.patience()) => guest.map_err(|error| {
             error
                 .context(unreached(&record.name))
                 .hint(look(&record.name))

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Record, adopt, companions};
 use crate::http::Stream;
+use crate::interrupt;
 use crate::remote::openssh::{Between, Login};
-use crate::remote::ssh::{self, SshGuest, Target};
+use crate::remote::ssh::{self, Phase, SshGuest, Target, failed_phase};
 use crate::remote::{Dial, Expect, Guest};
 use crate::secret::Secret;
 use crate::store::{Store, write_file};
@@ -140,7 +142,7 @@ fn silent(record: &Record) -> Error {
 /// A connection to a machine that is up, busy though it may be; within `deadline`.
 ///
 /// # Errors
-/// The last reason why there is none.
+/// The last reason why there is none; at once where asking again would not help ([`is_final`]).
 pub async fn open(access: &dyn Access, record: &Record, deadline: Duration) -> Result<Connection> {
     let end = Instant::now() + deadline;
     let mut knocks = Knocks::new(access, record);
@@ -150,8 +152,48 @@ pub async fn open(access: &dyn Access, record: &Record, deadline: Duration) -> R
                 let left = end.saturating_duration_since(Instant::now());
                 return access.connect(record, door, left).await;
             }
-            Err(error) if Instant::now() >= end => return Err(error),
-            Err(_) => sleep(PAUSE).await,
+            Err(error) if Instant::now() >= end || is_final(&error) => return Err(error),
+            Err(_) => {
+                interrupt::check()?;
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether a server has answered, and said no: to its key, or to the one who logs in. Asked again and again, a host of
+/// somebody else's shuts out whoever asks.
+pub(super) fn is_final(error: &Error) -> bool {
+    match failed_phase(error) {
+        Some(Phase::HostKey) => true,
+        Some(Phase::Authentication) => error.kind() == Kind::Refused,
+        _ => false,
+    }
+}
+
+/// A connection to a machine for one command's own streams, through the host before it where there is one; as `user`,
+/// else as the recorded one. Within `patience`.
+///
+/// # Errors
+/// As [`target`] and [`ssh::connect`].
+pub async fn guest(
+    store: &Store,
+    record: &Record,
+    user: Option<&str>,
+    patience: Duration,
+) -> Result<SshGuest> {
+    let mut target = target(store, record)?;
+    if let Some(user) = user {
+        user.clone_into(&mut target.user);
+    }
+    let end = Instant::now() + patience;
+    match between(record, patience).await? {
+        None => ssh::connect_patiently(&target, patience).await,
+        Some(jump) => {
+            let left = || end.saturating_duration_since(Instant::now());
+            let stream = beyond(&jump, target.address, left()).await?;
+            let guest = ssh::connect_over(stream, &target, left()).await?;
+            Ok(guest.keeping(jump))
         }
     }
 }
@@ -200,7 +242,7 @@ pub fn vouched(record: &Record) -> Result<()> {
 ///
 /// # Errors
 /// When its address is not known yet or its key cannot be read.
-pub fn target(store: &Store, record: &Record) -> Result<Target> {
+fn target(store: &Store, record: &Record) -> Result<Target> {
     somebody(record)?;
     vouched(record)?;
     let path = store.machine_dir(&record.name).join(&record.ssh.key);
@@ -241,6 +283,16 @@ async fn between(record: &Record, deadline: Duration) -> Result<Option<Arc<SshGu
         Some(jump) => Ok(Some(Arc::new(adopt::enter_jump(jump, deadline).await?))),
         None => Ok(None),
     }
+}
+
+/// A stream from the host before a machine to an address there.
+async fn beyond(
+    jump: &SshGuest,
+    address: SocketAddr,
+    deadline: Duration,
+) -> Result<Box<dyn Stream>> {
+    let to = Dial::Host(address.ip().to_string(), address.port());
+    jump.dial(&to, deadline).await
 }
 
 /// What OpenSSH needs to know of a machine. Its file of known hosts is brought up to date.
@@ -317,8 +369,7 @@ impl Access for Network {
         somebody(record)?;
         let address = record.endpoints()?.ssh;
         if let Some(jump) = between(record, KNOCK_FOR).await? {
-            let to = Dial::Host(address.ip().to_string(), address.port());
-            let stream = jump.dial(&to, KNOCK_FOR).await?;
+            let stream = beyond(&jump, address, KNOCK_FOR).await?;
             return Ok(Door::Behind(stream, jump));
         }
         let stream = ssh::tcp(address).await.or_fail(Kind::Unavailable, || {
@@ -371,8 +422,7 @@ impl Access for Network {
     async fn engine(&self, record: &Record, deadline: Duration) -> Result<Box<dyn Stream>> {
         let address = record.endpoints()?.engine;
         if let Some(jump) = between(record, deadline).await? {
-            let to = Dial::Host(address.ip().to_string(), address.port());
-            let stream = jump.dial(&to, deadline).await?;
+            let stream = beyond(&jump, address, deadline).await?;
             return Ok(Box::new(Behind {
                 stream,
                 _jump: jump,

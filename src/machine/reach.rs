@@ -144,7 +144,7 @@ async fn at_rest(
 ///
 /// # Errors
 /// [`Kind::Timeout`] with the last error and the end of the console; at once when the VM is gone or
-/// stops, or when the host key is none of ours.
+/// stops, when the host key is none of ours, or when an adopted host lets its user in no more.
 pub(super) async fn reach(
     forge: &Forge,
     driver: &dyn Driver,
@@ -185,7 +185,9 @@ pub(super) async fn reach(
             }
             Err(error) => error,
         };
-        if failed_phase(&error) == Some(Phase::HostKey) {
+        // A guest that boots may let its user in a moment after its server has begun to answer.
+        let boots = record.adopted.is_none() && failed_phase(&error) == Some(Phase::Authentication);
+        if access::is_final(&error) && !boots {
             return Err(error);
         }
         interrupt::check()?;

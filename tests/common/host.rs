@@ -117,6 +117,11 @@ impl Host {
         fs::read_to_string(self.at("log")).unwrap_or_default()
     }
 
+    /// How many have been let in.
+    pub fn entered(&self) -> usize {
+        self.log().matches("Accepted publickey").count()
+    }
+
     /// The fingerprint of its host key.
     pub fn fingerprint(&self) -> String {
         fingerprint(&self.at("host.pub"))
