@@ -139,6 +139,16 @@ impl Events {
         }
     }
 
+    /// A wait goes on, for this reason. Dropped when the queue is full: called from plain code.
+    pub fn waits(&self, why: &str) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.try_send(Event::Trouble {
+                machine: self.machine.clone(),
+                error: why.to_owned(),
+            });
+        }
+    }
+
     /// Progress inside a step. Dropped when the queue is full: called from plain code.
     pub fn progress(&self, step: &str) {
         if let Some(sender) = &self.sender {

@@ -31,7 +31,7 @@ use crate::interrupt;
 use crate::machine::access::Connection;
 use crate::machine::create::{self, Up};
 use crate::machine::{Forge, Record, Stage};
-use crate::playbook::StepResult;
+use crate::playbook::{Status, StepResult};
 use crate::secret::Secret;
 use crate::tasks;
 
@@ -500,7 +500,10 @@ async fn join(
 /// Says each step of a playbook as an event.
 fn listener(events: &Events) -> impl Fn(&StepResult) + Send + Sync + use<> {
     let events = events.clone();
-    move |step| events.result(&step.step, &step.status.to_string())
+    move |step| match step.status {
+        Status::Waits => events.waits(&step.output),
+        status => events.result(&step.step, &status.to_string()),
+    }
 }
 
 /// A machine's address between the machines.

@@ -11,7 +11,8 @@ use super::{Forge, Record, live, provision, reach};
 use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
 use crate::engine_options::{EngineOptions, Install};
-use crate::playbook::{self, Secrets, Vars};
+use crate::event::Events;
+use crate::playbook::{self, Secrets, Status, StepResult, Vars};
 use crate::remote::Guest;
 use crate::secret::Secret;
 
@@ -51,8 +52,18 @@ pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<
         .events
         .step("provisioning", "the container engine is installed", None)
         .await;
-    playbook::run(guest, &job, forge.patience, &|_| {}).await?;
+    playbook::run(guest, &job, forge.patience, &waiting(&forge.events)).await?;
     look(forge, guest, &record.engine).await
+}
+
+/// Tells what a step waits for.
+fn waiting(events: &Events) -> impl Fn(&StepResult) + Send + Sync + use<> {
+    let events = events.clone();
+    move |step| {
+        if step.status == Status::Waits {
+            events.waits(&step.output);
+        }
+    }
 }
 
 /// Brings an engine's packages to their newest version; tells whether another engine than the one that runs is installed now,
@@ -78,7 +89,7 @@ async fn newest(forge: &Forge, record: &Record, guest: &dyn Guest, asked: &str) 
     let vars = Vars::new().with("packages", packages).with("asked", asked);
     let book = playbook::load(&forge.assets, &format!("engine/{family}"))?;
     let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
-    let report = playbook::run(guest, &job, forge.patience, &|_| {}).await?;
+    let report = playbook::run(guest, &job, forge.patience, &waiting(&forge.events)).await?;
     let installed = report.outputs.get("installed").cloned().unwrap_or_default();
     // An engine that does not answer is started anew.
     let Ok(running) = live::engine(forge, record).await else {

@@ -88,14 +88,19 @@ async fn apply_with(
     let settings = super::engine::settings(forge, &record, &found)?;
     let job = job(forge, &record, &settings, &papers, peers, restart)?;
     let events = forge.events.clone();
-    let report = playbook::run(&*open.guest, &job, forge.patience, &|step| {
-        if step.status != Status::Ok && step.status != Status::Skipped {
-            events.result(
+    let report = playbook::run(
+        &*open.guest,
+        &job,
+        forge.patience,
+        &|step| match step.status {
+            Status::Ok | Status::Skipped => {}
+            Status::Waits => events.waits(&step.output),
+            status => events.result(
                 &format!("{}: {}", step.playbook, step.step),
-                &step.status.to_string(),
-            );
-        }
-    })
+                &status.to_string(),
+            ),
+        },
+    )
     .await?;
     forge.events.span("provision", start.elapsed()).await;
     let version = match prove(forge, &record, &papers.client.trust()?).await {

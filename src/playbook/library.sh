@@ -11,6 +11,8 @@ output() {
     esac
   done
 }
+# What the step waits for is told at once.
+waits() { forge_frame "wait $1"; }
 fail() { printf '%s\n' "$1"; return 1; }
 running() { [ -L "$forge_run/systemd/units/invocation:$1" ]; }
 by_systemd() { [ -d "$forge_run/systemd/system" ]; }
@@ -61,6 +63,27 @@ service_log() {
     tail -n 25 "/var/log/$1.log" | cut -c 1-300 || :
   fi
 }
+# apt-get, once nobody else holds a lock of its or of dpkg's: a first boot, unattended upgrades. Its own setting for that
+# knows the lock of dpkg's alone, and older ones have none.
+apt_get() {
+  read -r apt_until apt_rest </proc/uptime
+  apt_until=$((${apt_until%%.*} + 300))
+  apt_said=$(mktemp)
+  while :; do
+    rm -f "$apt_said.failed"
+    { apt-get -q "$@" 2>&1 || : >"$apt_said.failed"; } | tee "$apt_said"
+    if [ ! -e "$apt_said.failed" ]; then
+      rm -f "$apt_said"
+      return 0
+    fi
+    apt_held=$(grep -m 1 'Could not get lock ' "$apt_said") || apt_held=
+    rm -f "$apt_said" "$apt_said.failed"
+    read -r apt_now apt_rest </proc/uptime
+    [ -n "$apt_held" ] && [ "${apt_now%%.*}" -lt "$apt_until" ] || return 1
+    waits "another program holds the lock ${apt_held#*Could not get lock }"
+    sleep 2
+  done
+}
 engine_state() {
   timeout 20 docker -H unix:///var/run/docker.sock info -f \
     '{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}' 2>/dev/null
@@ -72,6 +95,18 @@ engine_takes_over() {
   while forge_said=$(engine_state) || forge_said=; [ "${forge_said%% *}" != "$1" ]; do
     forge_tries=$((forge_tries + 1))
     [ "$forge_tries" -lt 20 ] || return 1
+    sleep 0.5
+  done
+}
+engine_restart() {
+  service_restart docker || return 1
+  if by_systemd; then return 0; fi
+  # OpenRC counts a service as started before it answers, and a reload that comes before that would end it.
+  read -r forge_until forge_rest </proc/uptime
+  forge_until=$((${forge_until%%.*} + 120))
+  while ! engine_state >/dev/null; do
+    read -r forge_time forge_rest </proc/uptime
+    [ "${forge_time%%.*}" -lt "$forge_until" ] || return 1
     sleep 0.5
   done
 }

@@ -137,6 +137,8 @@ pub enum Status {
     Skipped,
     /// A dry run would have changed it.
     WouldChange,
+    /// It has not ended: it waits for what its output says.
+    Waits,
 }
 
 impl fmt::Display for Status {
@@ -147,11 +149,12 @@ impl fmt::Display for Status {
             Self::Failed => "failed",
             Self::Skipped => "skipped",
             Self::WouldChange => "would-change",
+            Self::Waits => "waits",
         })
     }
 }
 
-/// One step, done.
+/// One step, done, or waiting.
 #[derive(Clone, Debug)]
 pub struct StepResult {
     /// The playbook.

@@ -17,7 +17,7 @@ const STEP_OUTPUT: usize = 64 << 10;
 /// Lines of output that a failure shows.
 const SHOWN: usize = 15;
 
-/// Runs `job`, reporting each step to `on_step` as it ends.
+/// Runs `job`, reporting each step to `on_step` as it ends, and whenever it says what it waits for.
 ///
 /// # Errors
 /// [`Kind::Failed`] when a step failed, naming it and showing the end of what it printed; the steps
@@ -143,6 +143,7 @@ impl<'a> Reader<'a> {
                 self.values.clear();
             }
             "out" => self.value(rest),
+            "wait" => self.waits(rest),
             "end" => self.end(rest),
             "done" => self.done = true,
             _ => {}
@@ -159,6 +160,17 @@ impl<'a> Reader<'a> {
             None => {
                 self.values.insert(name.to_owned(), line.to_owned());
             }
+        }
+    }
+
+    fn waits(&self, what: &str) {
+        if let Some(step) = self.job.steps.get(self.report.steps.len()) {
+            (self.on_step)(&StepResult {
+                playbook: step.playbook.clone(),
+                step: step.name.clone(),
+                status: Status::Waits,
+                output: self.masked(what.as_bytes()),
+            });
         }
     }
 

@@ -61,6 +61,7 @@ impl Shell {
             "id",
             "mktemp",
             "tail",
+            "tee",
         ] {
             std::os::unix::fs::symlink(busybox, folder.join(applet)).expect("link");
         }

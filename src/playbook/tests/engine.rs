@@ -1,6 +1,8 @@
 //! forge's own playbooks about the engine, on machines that are folders, with stand-ins for what they call: an engine
 //! that keeps containers exactly when the real one does.
 
+use std::sync::Mutex;
+
 use regex::Regex;
 
 use super::super::compile::{Places, compile_with};
@@ -61,6 +63,8 @@ pub(super) struct Machine {
     pub(super) lab: Lab,
     /// No program of this host's is found there.
     alone: bool,
+    /// What steps said that they wait for.
+    pub(super) waits: Mutex<Vec<String>>,
 }
 
 impl Machine {
@@ -75,7 +79,11 @@ impl Machine {
             shell: lab.shell.with_first(&format!("{dir}/stand-ins")),
             folder: lab.folder,
         };
-        let machine = Self { lab, alone: false };
+        let machine = Self {
+            lab,
+            alone: false,
+            waits: Mutex::default(),
+        };
         for folder in [
             "stand-ins",
             "state",
@@ -209,7 +217,13 @@ impl Machine {
         if self.alone {
             job.script = job.script.replace(":/usr/sbin:/sbin:/usr/bin:/bin\n", "\n");
         }
-        run(&self.lab.shell, &job, DEADLINE, &|_| {}).await
+        run(&self.lab.shell, &job, DEADLINE, &|step| {
+            if step.status == Status::Waits {
+                let said = format!("{}: {}", step.step, step.output);
+                self.waits.lock().expect("the list").push(said);
+            }
+        })
+        .await
     }
 
     pub(super) async fn look(&self, deep: bool) -> Found {

@@ -8,18 +8,18 @@ use super::*;
 async fn each_family_installs_and_upgrades_by_its_own_tool() {
     let hold = "mask --runtime -q docker.service docker.socket";
     let free = "unmask --runtime -q docker.service docker.socket";
-    let apt = "apt-get -q -o DPkg::Lock::Timeout=300 update";
+    let apt = "apt-get -q update";
     for (family, os, tools, install, named, upgrade) in [
         (
             "debian",
             "ID=ubuntu\nID_LIKE=debian\n",
             &["apt-get", "apt-cache", "dpkg-query"][..],
             format!(
-                "{hold}, {apt}, apt-cache --names-only search ^docker-cli$, apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
+                "{hold}, {apt}, apt-cache --names-only search ^docker-cli$, apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
             ),
             "install a b, ".to_owned() + free,
             format!(
-                "{hold}, {apt}, apt-get -q -y --only-upgrade -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
+                "{hold}, {apt}, apt-get -q -y --only-upgrade -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
             ),
         ),
         (
@@ -122,6 +122,62 @@ async fn each_family_installs_and_upgrades_by_its_own_tool() {
         let calls = asked(machine.calls());
         assert!(calls.ends_with(&named), "{family}: {calls}");
     }
+}
+
+/// Each of apt's locks, whoever meets it: the lists' (which apt itself never waits for), then dpkg's.
+#[tokio::test]
+async fn a_lock_that_another_program_holds_is_waited_for_and_its_holder_named() {
+    let machine = Machine::bare(
+        "ID=debian\n",
+        &["apt-get", "apt-cache", "dpkg-query", "sleep"],
+    );
+    machine.write(
+        "state/dpkg-query",
+        "case $4 in docker.io) echo installed ;; *) exit 1 ;; esac\n",
+    );
+    let held = |lock: &str, word: &str| {
+        format!(
+            "case \" $* \" in *' {word} '*)\n  if [ -e DIR/state/held-{word} ]; then\n    rm DIR/state/held-{word}\n    echo 'E: Could not get lock {lock}. It is held by process 7 (unattended-upgr)'\n    exit 100\n  fi ;;\nesac\n"
+        )
+    };
+    let dir = machine.lab.folder.path().display().to_string();
+    let script =
+        held("/var/lib/apt/lists/lock", "update") + &held("/var/lib/dpkg/lock-frontend", "install");
+    machine.write("state/apt-get", &script.replace("DIR", &dir));
+    for (asked, step) in [
+        ("", "the container engine is installed"),
+        ("today", "the newest engine"),
+    ] {
+        machine.write("state/held-update", "");
+        machine.write("state/held-install", "");
+        machine
+            .install("debian", &[], asked)
+            .await
+            .expect("in the end");
+        assert!(machine.look(false).await.engine.is_some());
+        assert_eq!(
+            std::mem::take(&mut *machine.waits.lock().expect("the list")),
+            ["apt/lists/lock", "dpkg/lock-frontend"].map(|lock| format!(
+                "{step}: another program holds the lock /var/lib/{lock}. It is held by process 7 (unattended-upgr)"
+            ))
+        );
+    }
+    // What is none of a lock's is not tried again.
+    machine.write(
+        "state/apt-get",
+        "echo E: Unable to locate package; exit 100\n",
+    );
+    machine.calls();
+    let error = machine
+        .install("debian", &[], "tomorrow")
+        .await
+        .expect_err("no such package");
+    assert!(
+        error.line().contains("Unable to locate"),
+        "{}",
+        error.line()
+    );
+    assert_eq!(machine.calls().matches("apt-get").count(), 1);
 }
 
 #[tokio::test]

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use crate::run::run;
 
-/// A folder `images` with the default image in it. It is built when what it is made of has changed
-/// since, or when there is none: a store of its own, so a build that was cut off is gone on with.
-pub(crate) fn images(program: &Path) -> PathBuf {
+/// The folder that outlives the tests, and the lock of what is made in it.
+pub(crate) fn locked() -> (PathBuf, File) {
     let cache = std::env::var_os("FORGE_LAB_CACHE")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("XDG_CACHE_HOME")?).join("forge-lab")))
@@ -20,6 +19,13 @@ pub(crate) fn images(program: &Path) -> PathBuf {
     fs::create_dir_all(&cache).expect("the folder of the cache");
     let lock = File::create(cache.join("lock")).expect("the lock of the cache");
     lock.lock().expect("the lock of the cache");
+    (cache, lock)
+}
+
+/// A folder `images` with the default image in it. It is built when what it is made of has changed
+/// since, or when there is none: a store of its own, so a build that was cut off is gone on with.
+pub(crate) fn images(program: &Path) -> PathBuf {
+    let (cache, _lock) = locked();
     let home = cache.join(format!("image-{:016x}", ingredients()));
     if !home.join("complete").exists() {
         // What older sources made serves nobody any more.

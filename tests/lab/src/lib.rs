@@ -5,6 +5,7 @@ mod cache;
 pub mod engine;
 mod listened;
 pub mod old;
+pub mod openrc;
 pub mod openssh;
 mod processes;
 pub mod readme;
