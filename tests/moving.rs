@@ -7,9 +7,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use common::host::Host;
 use common::points::{ABORTED, each};
 use common::{Ended, Lab, Run};
-use serde_json::Value;
+use forge_lab::old::{OldStore, Sshd};
+use serde_json::{Value, json};
 
 const PASSPHRASE: &str = "several words in a row";
 
@@ -270,7 +272,6 @@ fn a_machine_that_stays_where_it_is_is_reached_from_both_stores() {
         "config",
         serde_json::json!({"travel": "records"}),
     );
-    // One without SSH has no key.
     here.forge("create n2").ok();
     set(
         &here,
@@ -281,6 +282,15 @@ fn a_machine_that_stays_where_it_is_is_reached_from_both_stores() {
     for key in ["id_ed25519", "id_ed25519.pub"] {
         fs::remove_file(here.home.join("machines/n2").join(key)).expect("removed");
     }
+    let out = here.folder().join("moving.forge");
+    let words = format!("export --all -o {}", out.display());
+    let ended = knowing(&here, &words).run().code(1);
+    says(&ended, "its SSH key `id_ed25519` is not there");
+    assert!(!out.exists());
+    // One without SSH has no key.
+    let mut ssh = here.record("n2")["ssh"].clone();
+    ssh["user"] = "".into();
+    set(&here, "n2", "ssh", ssh);
     let file = exported(&here, "");
     let there = Lab::new();
     let at_here = |run: Run<'_>| run.env("FORGE_FAKE_PROVIDER", here.provider.root()).ok();
@@ -295,9 +305,177 @@ fn a_machine_that_stays_where_it_is_is_reached_from_both_stores() {
     at_here(there.forge("provision n1"));
     assert_eq!(here.provider.creates().len(), 2, "none is made again");
     at_here(there.forge("ip n2"));
-    // Two stores that know it, one of which is that of another machine at its address.
+    // The store that it came from has it already, under the same name.
     let ended = import(&here, &file).run().code(3);
-    says(&ended, "`n1`");
+    says(
+        &ended,
+        "machines of these names are in this store already: `n1`, `n2`",
+    );
+}
+
+/// Changes what the driver of a machine was told.
+fn tell(lab: &Lab, name: &str, values: &[(&str, Value)]) {
+    let mut config = lab.record(name)["config"].clone();
+    for (field, value) in values {
+        config[field] = value.clone();
+    }
+    set(lab, name, "config", config);
+}
+
+#[test]
+fn a_machine_of_docker_machines_keeps_its_only_key() {
+    let (here, there) = (Lab::bare(), Lab::bare());
+    let old = OldStore::at(&here.folder().join("old"));
+    let host = format!(
+        "127.77.{}.{}",
+        std::process::id() / 250 % 250,
+        1 + std::process::id() % 250
+    );
+    old.machine(
+        "g1",
+        "generic",
+        &json!({"IPAddress": host, "SSHPort": 2222}),
+        &[&host],
+        1,
+    );
+    let at = format!("{host}:2222").parse().expect("an address");
+    let sshd = Sshd::start(at, &old.key("g1"));
+    let words = format!(
+        "import docker-machine {} --host-key g1={}",
+        old.root.display(),
+        sshd.fingerprint
+    );
+    here.forge(&words).ok();
+    here.forge("ssh g1 exit 42").run().code(42);
+    let out = here.folder().join("moving.forge");
+    let words = format!("export g1 -o {}", out.display());
+    let ended = knowing(&here, &words).run().code(1);
+    says(
+        &ended,
+        "machine `g1` of the driver `imported` would not work elsewhere\ncaused by: it is this host",
+    );
+    // Only a host of another name travels; where it is, the record of the machine says as well.
+    tell(&here, "g1", &[("host", "g1.example".into())]);
+    let file = exported(&here, "");
+    import(&there, &file).ok();
+    tell(&there, "g1", &[("host", host.into())]);
+    let key = |lab: &Lab| fs::read(lab.home.join("machines/g1/id_rsa")).expect("its key");
+    assert_eq!(key(&here), key(&there));
+    there.forge("ssh g1 exit 42").run().code(42);
+    // What follows from the record is made anew.
+    for name in ["config.json", "known_hosts", "id_rsa.pub"] {
+        assert!(there.home.join("machines/g1").join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn an_engine_known_by_its_url_travels_unless_it_is_of_this_host() {
+    let (here, there) = (Lab::bare(), Lab::bare());
+    here.forge("create --driver none --url tcp://127.0.0.1:2376 n1")
+        .ok();
+    let out = here.folder().join("moving.forge");
+    let ended = knowing(&here, &format!("export n1 -o {}", out.display()))
+        .run()
+        .code(1);
+    says(
+        &ended,
+        "machine `n1` of the driver `none` would not work elsewhere\ncaused by: it is this host",
+    );
+    tell(
+        &here,
+        "n1",
+        &[
+            ("url", "tcp://n1.example:2376".into()),
+            ("host", "n1.example".into()),
+        ],
+    );
+    import(&there, &exported(&here, "")).ok();
+    assert_eq!(here.record("n1"), there.record("n1"));
+}
+
+#[test]
+fn an_adopted_host_is_entered_from_both_stores() {
+    let (here, there, host) = (Lab::bare(), Lab::bare(), Host::new());
+    here.forge(&format!("create {} n1", host.trusted())).ok();
+    let out = here.folder().join("moving.forge");
+    let ended = knowing(&here, &format!("export n1 -o {}", out.display()))
+        .run()
+        .code(1);
+    says(
+        &ended,
+        "machine `n1` of the driver `generic` would not work elsewhere\ncaused by: it is this host",
+    );
+    let address = here.record("n1")["config"]["host"].clone();
+    tell(
+        &here,
+        "n1",
+        &[("host", "n1.example".into()), ("hostname", Value::Null)],
+    );
+    import(&there, &exported(&here, "")).ok();
+    tell(&there, "n1", &[("host", address)]);
+    there.forge("ssh n1 exit 42").run().code(42);
+    there.forge("provision n1").ok();
+    assert_eq!(
+        fs::read(here.home.join("machines/n1/id_ed25519")).expect("a key"),
+        fs::read(there.home.join("machines/n1/id_ed25519")).expect("a key")
+    );
+}
+
+#[test]
+fn what_does_not_come_along_is_told() {
+    let (here, there) = (Lab::new(), Lab::new());
+    here.forge("create n1").ok();
+    set(&here, "n1", "config", json!({"travel": "records"}));
+    let claim = here.record("n1")["claim"].as_str().expect("one").to_owned();
+    let remembered = here.home.join("drivers/fake").join(claim);
+    fs::create_dir_all(&remembered).expect("a folder");
+    fs::write(remembered.join("small"), "x").expect("written");
+    fs::write(remembered.join("a name"), "x").expect("written");
+    fs::write(remembered.join("\u{e4}"), "x").expect("written");
+    fs::write(remembered.join("large"), vec![0; (4 << 20) + 1]).expect("written");
+    let out = here.folder().join("moving.forge");
+    let ended = knowing(&here, &format!("export n1 -o {}", out.display())).ok();
+    for (name, why) in [
+        ("a name", "has a name with a blank"),
+        ("\u{e4}", "has a name with a blank"),
+        ("large", "is larger than 4 MiB"),
+    ] {
+        let path = remembered.join(name).display().to_string();
+        let path = path.replace(&here.home.display().to_string(), "HOME");
+        says(&ended, &format!("warning: `{path}` is left out: it {why}"));
+    }
+    assert!(!ended.stderr.contains("small"), "{}", ended.stderr);
+    let came = import(&there, &out);
+    came.env("FORGE_FAKE_PROVIDER", here.provider.root()).ok();
+    let names: Vec<_> = there
+        .files()
+        .into_keys()
+        .filter(|path| path.starts_with(there.home.join("drivers/fake")))
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .collect();
+    assert_eq!(names, ["small"]);
+}
+
+#[test]
+fn names_are_compared_before_disks_are_copied() {
+    let (here, there) = (stopped(), Lab::new());
+    there.forge("create n1").ok();
+    let file = exported(&here, "--with-disk");
+    let list = there.folder().join("points");
+    let ended = import(&there, &file)
+        .env("FORGE_POINTS", &list)
+        .run()
+        .code(3);
+    says(
+        &ended,
+        "machines of these names are in this store already: `n1`",
+    );
+    let passed = fs::read_to_string(&list).unwrap_or_default();
+    assert!(!passed.contains("putting a disk aside"), "{passed}");
+    there.forge("rm -y n1").ok();
+    import(&there, &file).env("FORGE_POINTS", &list).ok();
+    let passed = fs::read_to_string(&list).expect("points");
+    assert!(passed.contains("putting a disk aside"), "{passed}");
 }
 
 #[test]

@@ -64,9 +64,14 @@ fn tell(session: &Session, path: &std::path::Path, done: &Exported) {
             .iter()
             .map(|(name, disk)| json!({"name": name, "disk": disk}))
             .collect();
+        let left: Vec<_> = done
+            .left
+            .iter()
+            .map(|(path, why)| json!({"file": path, "why": why}))
+            .collect();
         println!(
             "{}",
-            json!({"event": "summary", "file": path, "bytes": done.bytes, "machines": machines, "clusters": done.clusters})
+            json!({"event": "summary", "file": path, "bytes": done.bytes, "machines": machines, "clusters": done.clusters, "left": left})
         );
         return;
     }
@@ -77,6 +82,12 @@ fn tell(session: &Session, path: &std::path::Path, done: &Exported) {
             "it stays where it is, and will be reached there"
         };
         report::note(&format!("{name}: {how}"));
+    }
+    for (path, why) in &done.left {
+        report::note(&format!(
+            "warning: `{}` is left out: it {why}",
+            path.display()
+        ));
     }
     report::note(&format!(
         "{} holds the keys of these machines: the passphrase alone keeps others out",

@@ -34,9 +34,11 @@ const KNOWN_HOSTS: &str = "known_hosts";
 /// a path.
 const ROOT: &str = "companions.root";
 
-/// Whether a file beside a record is a companion, or tells of them.
-pub fn is_one(name: &str) -> bool {
-    name == CONFIG || name == KNOWN_HOSTS || name.strip_suffix(".pub").unwrap_or(name) == ID_RSA
+/// Whether a file beside a record is a companion, or tells of them. The key of the record is none: that of a machine which
+/// docker-machine made has the name that it had there.
+pub fn is_one(name: &str, record: &Record) -> bool {
+    let key = name.strip_suffix(".pub").unwrap_or(name);
+    name == CONFIG || name == KNOWN_HOSTS || key == ID_RSA && key != record.ssh.key
 }
 
 /// The companions of a record that are not as they should be, in the order in which they are written.

@@ -184,8 +184,14 @@ pub fn all() -> &'static [Entry] {
                 let at = format!("{}:{}:{}", known.target(), known.port(), known.engine_port);
                 Ok(vec![site(at, config)])
             },
-            // It is reached over the network, wherever from.
-            travel: |_| Ok(Travel::Records),
+            travel: |config| {
+                let known: forge_generic::Config = understood("generic", config)?;
+                // Behind another host a loopback address is that of the other.
+                Ok(match known.jump {
+                    Some(_) => Travel::Records,
+                    None => over_the_network(known.target()),
+                })
+            },
             access: over_network,
             adopts: true,
             open: |config, _| {
@@ -219,8 +225,10 @@ pub fn all() -> &'static [Entry] {
                 let known: forge_none::Config = understood("none", config)?;
                 Ok(vec![site(known.url, config)])
             },
-            // It is reached over the network, wherever from.
-            travel: |_| Ok(Travel::Records),
+            travel: |config| {
+                let known: forge_none::Config = understood("none", config)?;
+                Ok(over_the_network(&known.host))
+            },
             access: over_network,
             adopts: true,
             open: |config, _| {
@@ -258,7 +266,7 @@ pub fn all() -> &'static [Entry] {
                 Ok(if known.virtualbox {
                     Travel::Never("it is a machine of the VirtualBox on this host")
                 } else {
-                    Travel::Records
+                    over_the_network(&known.host)
                 })
             },
             access: over_network,
@@ -334,6 +342,20 @@ fn site(at: String, config: &Value) -> Site {
     }
 }
 
+/// What travels of a host that is there already: it is reached wherever from, unless its name means another one there.
+fn over_the_network(host: &str) -> Travel {
+    let plain = host.trim_end_matches('.').to_ascii_lowercase();
+    let here = match plain.parse::<std::net::IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback() || ip.is_unspecified(),
+        Err(_) => plain == "localhost" || plain.ends_with(".localhost"),
+    };
+    if here {
+        Travel::Never("it is this host: elsewhere its address leads to another one")
+    } else {
+        Travel::Records
+    }
+}
+
 /// The way to machines that answer on the network.
 fn over_network(store: &Store) -> Arc<dyn Access> {
     Arc::new(NetworkAccess {
@@ -368,4 +390,54 @@ fn understood<T: serde::de::DeserializeOwned>(id: &str, config: &Value) -> Resul
         )
         .because(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_does_not_travel() {
+        for here in [
+            "localhost",
+            "LocalHost.",
+            "n1.localhost",
+            "127.0.0.1",
+            "127.3.2.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "0.0.0.0",
+        ] {
+            assert!(matches!(over_the_network(here), Travel::Never(_)), "{here}");
+        }
+        for other in [
+            "n1.example",
+            "localhost.example",
+            "192.0.2.1",
+            "2001:db8::1",
+        ] {
+            assert_eq!(over_the_network(other), Travel::Records, "{other}");
+        }
+        let travels = |driver: &str, config: Value| {
+            let entry = super::super::find(driver).expect(driver);
+            (entry.travel)(&config).expect(driver) == Travel::Records
+        };
+        let generic = |host: &str, hostname: Option<&str>, jump: bool| {
+            let jump = jump.then(
+                || serde_json::json!({"host": "bastion.example", "user": null, "port": null}),
+            );
+            let config = serde_json::json!({"host": host, "hostname": hostname, "ssh_user": null, "ssh_port": null, "engine_port": 2376, "jump": jump});
+            travels("generic", config)
+        };
+        assert!(generic("n1.example", None, false));
+        assert!(!generic("n1", Some("127.0.0.1"), false));
+        assert!(generic("127.0.0.1", None, true));
+        for (host, goes) in [("192.0.2.1", true), ("127.0.0.1", false)] {
+            let config = serde_json::json!({"url": format!("tcp://{host}:2376"), "host": host, "port": 2376, "tls": true});
+            assert_eq!(travels("none", config), goes, "{host}");
+            let config =
+                serde_json::json!({"host": host, "ssh": 22, "engine": 2376, "virtualbox": false});
+            assert_eq!(travels(imported::ID, config), goes, "{host}");
+        }
+    }
 }

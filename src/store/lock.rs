@@ -8,6 +8,7 @@
 //! the next command wait for it. Children that live on are started by [`forge_driver::process::detach`],
 //! which drops the descriptor.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::os::fd::AsFd;
@@ -192,6 +193,26 @@ pub async fn acquire_machines(
     for name in sorted {
         locks.push(acquire(store, &Guarded::Machine(name), patience, events).await?);
     }
+    Ok(locks)
+}
+
+/// Takes the locks of clusters, then those of machines, each once and in order.
+///
+/// # Errors
+/// As [`acquire`].
+pub async fn acquire_all(
+    store: &Store,
+    clusters: &[String],
+    machines: &[String],
+    patience: Duration,
+    events: &Events,
+) -> Result<Vec<Lock>> {
+    let sorted: BTreeSet<&String> = clusters.iter().collect();
+    let mut locks = Vec::with_capacity(sorted.len() + machines.len());
+    for name in sorted {
+        locks.push(acquire(store, &Guarded::Cluster(name.clone()), patience, events).await?);
+    }
+    locks.extend(acquire_machines(store, machines, patience, events).await?);
     Ok(locks)
 }
 

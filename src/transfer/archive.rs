@@ -72,12 +72,6 @@ impl Manifest {
             clusters,
         }
     }
-
-    /// How much room its disks take.
-    pub fn size(&self) -> u64 {
-        let sizes = self.machines.iter().filter_map(|item| item.disk);
-        sizes.fold(0, u64::saturating_add)
-    }
 }
 
 /// A small file: its bytes and its mode.
@@ -93,14 +87,20 @@ pub struct Small {
 pub type Smalls = BTreeMap<String, Small>;
 
 /// Writes an archive.
-pub struct Writer<W: Write>(tar::Builder<Sealer<W>>);
+pub struct Writer<W: Write> {
+    tar: tar::Builder<Sealer<W>>,
+    /// The bytes of its small files so far …
+    held: u64,
+    /// … and how many they are.
+    files: usize,
+}
 
 fn failed() -> String {
     "failed to write the archive".to_owned()
 }
 
 /// Takes an error that this program's own streams wrapped for those of a library out again.
-fn unwrapped(error: std::io::Error, message: &str) -> Error {
+pub(super) fn unwrapped(error: std::io::Error, message: &str) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
         Err(error) => atomic::full(error, message),
@@ -113,7 +113,11 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// What the file system reports.
     pub fn new(out: Sealer<W>, manifest: &Manifest) -> Result<Self> {
-        let mut writer = Self(tar::Builder::new(out));
+        let mut writer = Self {
+            tar: tar::Builder::new(out),
+            held: 0,
+            files: 0,
+        };
         let text = serde_json::to_vec_pretty(manifest).or_fail(Kind::Invalid, failed)?;
         writer.small(
             MANIFEST,
@@ -125,11 +129,23 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
-    /// Adds a small file.
+    /// Adds a small file: one that will be read again.
     ///
     /// # Errors
-    /// What the file system reports.
+    /// [`Kind::Refused`] for a name or an amount that no reader takes; what the file system reports.
     pub fn small(&mut self, path: &str, file: &Small) -> Result<()> {
+        let refused = |why: String| Err(Error::new(Kind::Refused, failed()).because(why));
+        if !plain(path) {
+            return refused(format!("`{}` {ODD}", path.escape_debug()));
+        }
+        self.held += file.bytes.len() as u64;
+        self.files += 1;
+        if self.held > SMALL || self.files > FILES {
+            return refused(format!(
+                "records, keys and what drivers remember are more than {} MiB or {FILES} files together: name fewer machines",
+                SMALL >> 20
+            ));
+        }
         self.add(path, file.bytes.len() as u64, file.mode, &file.bytes[..])
     }
 
@@ -146,11 +162,8 @@ impl<W: Write> Writer<W> {
         header.set_entry_type(tar::EntryType::Regular);
         header.set_mode(mode);
         header.set_size(size);
-        let mut from = Interruptible {
-            from: from.take(size),
-            read: 0,
-        };
-        self.0
+        let mut from = Interruptible::of(from.take(size));
+        self.tar
             .append_data(&mut header, path, &mut from)
             .map_err(|error| unwrapped(error, &failed()))?;
         if from.read == size {
@@ -165,7 +178,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// What the file system reports.
     pub fn finish(self) -> Result<W> {
-        let sealer = self.0.into_inner();
+        let sealer = self.tar.into_inner();
         sealer
             .map_err(|error| unwrapped(error, &failed()))?
             .finish()
@@ -173,9 +186,15 @@ impl<W: Write> Writer<W> {
 }
 
 /// A reader that ends when the user interrupts: disks are large.
-struct Interruptible<R> {
+pub(super) struct Interruptible<R> {
     from: R,
     read: u64,
+}
+
+impl<R: Read> Interruptible<R> {
+    pub(super) fn of(from: R) -> Self {
+        Self { from, read: 0 }
+    }
 }
 
 impl<R: Read> Read for Interruptible<R> {
@@ -201,21 +220,22 @@ pub fn read_small(path: &Path) -> Result<Small> {
     Ok(Small { bytes, mode })
 }
 
-/// Reads an archive in one go: the manifest, then all small files, then each disk, for which `small` says where it is put.
+/// What `read` does with each disk.
+pub type TakeDisk<'a> = &'a mut dyn FnMut(Claim, &mut dyn Read) -> Result<()>;
+
+/// Reads an archive: the manifest, then all small files, and where disks are wanted each of them to the end.
 ///
 /// # Errors
-/// [`Kind::Corrupt`] for an archive that no forge wrote; what `small` and `disk` report.
-pub fn read<R: Read, T>(
+/// [`Kind::Corrupt`] for an archive that no forge wrote; what `disk` reports.
+pub fn read<R: Read>(
     opened: Opened<R>,
-    small: impl FnOnce(&Manifest, &Smalls) -> Result<T>,
-    mut disk: impl FnMut(&mut T, Claim, &mut dyn Read) -> Result<()>,
-) -> Result<(Manifest, Smalls, T)> {
+    mut disk: Option<TakeDisk<'_>>,
+) -> Result<(Manifest, Smalls)> {
     let mut archive = tar::Archive::new(opened);
     let broken = |error: std::io::Error| unwrapped(error, "the archive is not what it should be");
     let mut manifest: Option<Manifest> = None;
     let (mut smalls, mut held) = (Smalls::new(), 0);
-    let mut small = Some(small);
-    let mut made: Option<T> = None;
+    let mut disks = false;
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let path = entry.path().map_err(broken)?;
@@ -234,19 +254,20 @@ pub fn read<R: Read, T>(
             }
             (None, _) => return Err(strange(&path)),
             (Some(known), Some(claim)) => {
-                if let Some(small) = small.take() {
-                    made = Some(small(known, &smalls)?);
-                }
+                let Some(disk) = &mut disk else {
+                    break;
+                };
+                disks = true;
                 let expected = known.machines.iter().any(|item| {
                     item.claim == claim && item.disk.is_some_and(|size| size == entry.size())
                 });
-                match &mut made {
-                    Some(made) if expected => disk(made, claim, &mut entry)?,
-                    _ => return Err(strange(&path)),
+                if !expected {
+                    return Err(strange(&path));
                 }
+                disk(claim, &mut entry)?;
             }
             (Some(_), None) => {
-                if small.is_none() || smalls.len() >= FILES {
+                if disks || smalls.len() >= FILES {
                     return Err(strange(&path));
                 }
                 let file = take(&mut entry, &path, &mut held)?;
@@ -255,12 +276,7 @@ pub fn read<R: Read, T>(
         }
     }
     let manifest = manifest.ok_or_else(|| strange(MANIFEST))?;
-    let made = match (made, small) {
-        (Some(made), _) => made,
-        (None, Some(small)) => small(&manifest, &smalls)?,
-        (None, None) => return Err(strange(MANIFEST)),
-    };
-    Ok((manifest, smalls, made))
+    Ok((manifest, smalls))
 }
 
 fn understood(text: &[u8]) -> Result<Manifest> {
@@ -295,8 +311,12 @@ fn take(entry: &mut impl Read, path: &str, held: &mut u64) -> Result<Small> {
     })
 }
 
+/// What is said of a name that is not plain.
+pub(super) const ODD: &str =
+    "has a name with a blank, a backslash or something else that is not plain";
+
 /// Whether each part of a path is a plain name: none leads elsewhere, none is hidden.
-fn plain(path: &str) -> bool {
+pub(super) fn plain(path: &str) -> bool {
     path.len() <= 512
         && path.split('/').count() <= 4
         && path.split('/').all(|part| {
@@ -352,16 +372,17 @@ mod tests {
     fn read_all(archive: &[u8]) -> Result<(Manifest, Smalls, Disks)> {
         let sealed = Sealed::read(archive, WHAT)?;
         let key = sealed.key(&PASSPHRASE.into())?;
-        read(
+        let mut disks = Disks::new();
+        let (manifest, smalls) = read(
             sealed.unlock(&key)?,
-            |_, _| Ok(Disks::new()),
-            |disks, claim, from| {
+            Some(&mut |claim, from| {
                 let mut bytes = Vec::new();
                 from.read_to_end(&mut bytes).or_fail(Kind::Io, failed)?;
                 disks.insert(claim, bytes);
                 Ok(())
-            },
-        )
+            }),
+        )?;
+        Ok((manifest, smalls, disks))
     }
 
     #[test]
@@ -385,8 +406,8 @@ mod tests {
     fn what_has_no_place_in_it_is_refused() {
         let (claim, other) = (Claim::random(), Claim::random());
         let cases: [Case<'_>; 5] = [
-            &|writer| writer.small("machines/n1/.hidden", &small("x")),
-            &|writer| writer.small("machines/n1/a/b/c", &small("x")),
+            &|writer| writer.add("machines/n1/.hidden", 1, 0o600, &b"x"[..]),
+            &|writer| writer.add("machines/n1/a/b/c", 1, 0o600, &b"x"[..]),
             &|writer| writer.disk(other, 1, &b"x"[..]),
             &|writer| writer.disk(claim, 2, &b"xy"[..]),
             &|writer| {
@@ -403,6 +424,35 @@ mod tests {
         for path in ["", "/etc/passwd", "../x", "a//b", "a/..", "a/b\n", "ä"] {
             assert!(!plain(path), "{path}");
         }
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let claim = Claim::random();
+        for path in ["machines/n1/a b", "machines/n1/\u{e4}", "machines/n1/a\\b"] {
+            let refused = begun(vec![item(claim, None)]).small(path, &small("x"));
+            assert_eq!(refused.expect_err(path).kind(), Kind::Refused, "{path}");
+        }
+        let mut writer = begun(vec![item(claim, None)]);
+        let large = Small {
+            bytes: vec![0; 16 << 20],
+            mode: 0o600,
+        };
+        let mut written = 0;
+        let refused = loop {
+            match writer.small(&format!("machines/n1/{written}"), &large) {
+                Ok(()) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(
+            (refused.kind(), written),
+            (Kind::Refused, 3),
+            "with the manifest a fourth is too much"
+        );
+        writer.files = FILES;
+        let refused = writer.small("machines/n1/one", &small(""));
+        assert_eq!(refused.expect_err("too many").kind(), Kind::Refused);
     }
 
     #[test]

@@ -11,15 +11,17 @@ use std::path::{Path, PathBuf};
 use forge_driver::{Context, Error, Kind, Result, State, atomic};
 use serde_json::Value;
 
-use super::archive::{Item, Manifest, Smalls, WHAT, Writer, read_small};
+use super::archive::{self, Item, Manifest, Smalls, WHAT, Writer, read_small};
+use super::enters_by_key;
 use crate::ca::rotation;
 use crate::cluster::record::ClusterRecord;
+use crate::machine::imported::Imported;
 use crate::machine::{Forge, Record, companions, power, state};
 use crate::registry::{self, Travel};
 use crate::seal::Sealer;
 use crate::secret::Secret;
 use crate::store::Store;
-use crate::store::lock::{Guarded, Lock, acquire, acquire_machines};
+use crate::store::lock::{Lock, acquire_all};
 
 /// What is to be exported.
 pub struct Wish {
@@ -38,6 +40,8 @@ pub struct Exported {
     pub machines: Vec<(String, bool)>,
     /// The clusters.
     pub clusters: Vec<String>,
+    /// Files that are not among it, and why.
+    pub left: Vec<(PathBuf, String)>,
     /// The size of the file.
     pub bytes: u64,
 }
@@ -69,13 +73,15 @@ pub async fn choose(forge: &Forge, wish: &Wish) -> Result<Chosen> {
         );
     }
     let names = named(store, &wish.names)?;
-    let clusters = clusters(store, &names)?;
-    let mut locks = Vec::new();
-    for name in &clusters {
-        let guarded = Guarded::Cluster(name.clone());
-        locks.push(acquire(store, &guarded, forge.patience, &forge.events).await?);
+    let clusters = clusters_of(store, &names)?;
+    let locks = acquire_all(store, &clusters, &names, forge.patience, &forge.events).await?;
+    if clusters_of(store, &names)? != clusters {
+        return Err(Error::new(
+            Kind::Conflict,
+            "while the export waited for the machines, one of them came into a cluster or left it",
+        )
+        .hint("run the same command again"));
     }
-    locks.extend(acquire_machines(store, &names, forge.patience, &forge.events).await?);
     let mut machines = Vec::new();
     let mut refused = Vec::new();
     for name in &names {
@@ -117,7 +123,7 @@ fn named(store: &Store, names: &[String]) -> Result<Vec<String>> {
 }
 
 /// The clusters of these machines.
-fn clusters(store: &Store, names: &[String]) -> Result<Vec<String>> {
+fn clusters_of(store: &Store, names: &[String]) -> Result<Vec<String>> {
     let mut found = BTreeSet::new();
     for name in names {
         found.extend(
@@ -159,6 +165,14 @@ async fn travels(forge: &Forge, record: &Record, with_disk: bool) -> Result<Trav
         .hint(format!("`forge provision {name}` goes on with that")));
     }
     let travel = (registry::find(&record.driver)?.travel)(&record.config)?;
+    let of_virtualbox = |imported: &Imported| imported.driver == "virtualbox";
+    let travel = match travel {
+        // Its import found no VirtualBox that knows it; it is one all the same.
+        Travel::Records if record.imported.as_ref().is_some_and(of_virtualbox) => {
+            Travel::Never("it is a machine of the VirtualBox on this host")
+        }
+        travel => travel,
+    };
     match &travel {
         Travel::Records => {}
         Travel::Never(why) => {
@@ -309,8 +323,10 @@ fn written(
         .tempfile_in(folder)
         .map_err(|error| atomic::full(error, &failed()))?;
     let out = BufWriter::with_capacity(1 << 20, file);
+    let mut left = Vec::new();
+    let smalls = smalls(&forge.store, chosen, &mut left)?;
     let mut writer = Writer::new(Sealer::new(out, WHAT, &Value::Null, passphrase)?, &manifest)?;
-    for (path, small) in smalls(&forge.store, chosen)? {
+    for (path, small) in smalls {
         writer.small(&path, &small)?;
     }
     for item in &manifest.machines {
@@ -338,12 +354,13 @@ fn written(
             .map(|item| (item.name.clone(), item.disk.is_some()))
             .collect(),
         clusters: manifest.clusters,
+        left,
         bytes,
     })
 }
 
-/// The small files of an export.
-fn smalls(store: &Store, chosen: &Chosen) -> Result<Smalls> {
+/// The small files of an export, and those that are left out.
+fn smalls(store: &Store, chosen: &Chosen, left: &mut Left) -> Result<Smalls> {
     let mut smalls = Smalls::new();
     for name in ["ca.pem", "ca-key.pem", "cert.pem", "key.pem"] {
         let path = store.certs_dir().join(name);
@@ -353,45 +370,49 @@ fn smalls(store: &Store, chosen: &Chosen) -> Result<Smalls> {
     }
     for (record, travel) in &chosen.machines {
         let name = &record.name;
-        let theirs = |file: &str| !companions::is_one(file);
-        add(
-            &mut smalls,
-            &format!("machines/{name}"),
-            &store.machine_dir(name),
-            theirs,
-        )?;
+        let under = format!("machines/{name}");
+        let theirs = |file: &str| !companions::is_one(file, record);
+        add(&mut smalls, left, &under, &store.machine_dir(name), theirs)?;
+        whole(&smalls, &under, record)?;
         if *travel == Travel::Records {
-            let claim = record.claim.to_string();
-            let (driver, folder) = (
-                &record.driver,
-                store.driver_dir(&record.driver).join(&claim),
-            );
-            add(
-                &mut smalls,
-                &format!("drivers/{driver}/{claim}"),
-                &folder,
-                |_| true,
-            )?;
+            let (driver, claim) = (&record.driver, record.claim.to_string());
+            let folder = store.driver_dir(driver).join(&claim);
+            let under = format!("drivers/{driver}/{claim}");
+            add(&mut smalls, left, &under, &folder, |_| true)?;
         }
     }
     for name in &chosen.clusters {
-        add(
-            &mut smalls,
-            &format!("clusters/{name}"),
-            &store.cluster_dir(name),
-            |_| true,
-        )?;
+        let under = format!("clusters/{name}");
+        add(&mut smalls, left, &under, &store.cluster_dir(name), |_| {
+            true
+        })?;
     }
     Ok(smalls)
+}
+
+/// Refuses a machine whose key is not among its files: nobody would enter it elsewhere, and no import takes it.
+fn whole(smalls: &Smalls, under: &str, record: &Record) -> Result<()> {
+    if !enters_by_key(record) || smalls.contains_key(&format!("{under}/{}", record.ssh.key)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        format!("machine `{}` would not work elsewhere", record.name),
+    )
+    .because(format!("its SSH key `{}` is not there", record.ssh.key)))
 }
 
 /// What a driver may remember of a machine in one file.
 const LARGEST: u64 = 4 << 20;
 
-/// The files of a folder that are wanted; none where there is no folder. Sockets, locks, folders and what is on its way are
-/// no part of it.
+/// Files that do not travel, and why.
+type Left = Vec<(PathBuf, String)>;
+
+/// The files of a folder that are wanted; none where there is no folder. Sockets, locks, logs, folders and what is on its way
+/// are no part of it; what else is left out is told.
 fn add(
     smalls: &mut Smalls,
+    left: &mut Left,
     under: &str,
     folder: &Path,
     wanted: impl Fn(&str) -> bool,
@@ -405,13 +426,24 @@ fn add(
     for entry in entries {
         let entry = entry.or_fail(Kind::Io, failed)?;
         let found = fs::symlink_metadata(entry.path()).or_fail(Kind::Io, failed)?;
-        let Ok(name) = entry.file_name().into_string() else {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let passing = name.starts_with('.') || name.ends_with(".lock") || name.ends_with(".log");
+        if passing || !(found.is_file() || found.is_symlink()) || !wanted(&name) {
+            continue;
+        }
+        let path = format!("{under}/{name}");
+        let why = if found.is_symlink() {
+            "is a link".to_owned()
+        } else if found.len() > LARGEST {
+            format!("is larger than {} MiB", LARGEST >> 20)
+        } else if entry.file_name().to_str().is_none() || !archive::plain(&path) {
+            archive::ODD.to_owned()
+        } else {
+            smalls.insert(path, read_small(&entry.path())?);
             continue;
         };
-        let passing = name.starts_with('.') || name.ends_with(".lock") || name.ends_with(".log");
-        if found.is_file() && found.len() <= LARGEST && !passing && wanted(&name) {
-            smalls.insert(format!("{under}/{name}"), read_small(&entry.path())?);
-        }
+        left.push((entry.path(), why));
     }
+    left.sort();
     Ok(())
 }

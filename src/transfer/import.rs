@@ -1,8 +1,8 @@
 //! Machines out of a sealed file, into a store.
 //!
 //! ```text
-//! whole file verified → looked at, refused or not → disks aside → what will be there (journal)
-//!   → certificate authority → machine by machine: files, driver, record → clusters → journal away
+//! whole file verified → records looked at, names compared, refused or not → disks aside → tried, refused or not
+//!   → what will be there (journal) → certificate authority → machine by machine: files, driver, record → clusters → journal away
 //! ```
 //!
 //! A machine is there once its record is, which is the last of it that is written. After a kill the same command goes on;
@@ -21,15 +21,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::archive::{self, Manifest, Small, Smalls, WHAT};
+use super::archive::{self, Interruptible, Manifest, Small, Smalls, WHAT};
+use super::enters_by_key;
 use crate::ca;
 use crate::cluster::record::ClusterRecord;
+use crate::cluster::spec::ClusterName;
 use crate::machine::{Forge, Record, Stage, companions, record, renew};
 use crate::registry::{self, Travel};
 use crate::seal::{Key, Sealed};
 use crate::secret::Secret;
 use crate::store::addresses::{self, Placement};
-use crate::store::lock::{Guarded, acquire, acquire_machines, try_acquire};
+use crate::store::lock::{Guarded, acquire, acquire_all, try_acquire};
 use crate::store::{self, Store, read_json, write_file, write_json};
 
 /// Where an import keeps what is on its way.
@@ -142,8 +144,9 @@ pub async fn import(forge: &Forge, verified: &Verified) -> Result<Imported> {
 
 async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Imported> {
     let store = &forge.store;
-    let (manifest, smalls, disks) = read(verified, store, aside)?;
+    let (manifest, smalls) = contents(verified, None)?;
     let arrivals = arrivals(&manifest, &smalls)?;
+    check_clusters(&manifest)?;
     let before: Option<Journal> = read_json(&journal(aside))?;
     clear(forge, before.as_ref()).await?;
     let names: Vec<String> = manifest
@@ -151,15 +154,18 @@ async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Im
         .iter()
         .map(|item| item.name.clone())
         .collect();
-    let mut locks = Vec::new();
-    for name in &manifest.clusters {
-        let guarded = Guarded::Cluster(name.clone());
-        locks.push(acquire(store, &guarded, forge.patience, &forge.events).await?);
-    }
-    locks.extend(acquire_machines(store, &names, forge.patience, &forge.events).await?);
+    let _locks = acquire_all(
+        store,
+        &manifest.clusters,
+        &names,
+        forge.patience,
+        &forge.events,
+    )
+    .await?;
     let again = before.is_some_and(|before| before.archive == manifest.id);
     let (coming, there) = new_here(store, arrivals, again)?;
     let clusters = new_clusters(store, &manifest, &smalls, again)?;
+    let disks = put_aside(verified, store, aside, &manifest, &coming)?;
     let strangers = settle(forge, &manifest, &smalls, aside, coming, &disks).await?;
     for cluster in &clusters {
         cluster.save(store)?;
@@ -202,32 +208,65 @@ fn journal(aside: &Path) -> PathBuf {
 
 type Disks = BTreeMap<Claim, PathBuf>;
 
-/// All small files of an archive; its disks are put aside, once there is room for them.
-fn read(verified: &Verified, store: &Store, aside: &Path) -> Result<(Manifest, Smalls, Disks)> {
+/// All small files of an archive, and its disks where they are wanted.
+fn contents(
+    verified: &Verified,
+    disk: Option<archive::TakeDisk<'_>>,
+) -> Result<(Manifest, Smalls)> {
     let context =
         |error: Error| error.context(format!("failed to read `{}`", verified.path.display()));
     let opened = sealed(&verified.path)?
         .unlock(&verified.key)
         .map_err(context)?;
-    archive::read(
-        opened,
-        |manifest, smalls| {
-            // What can be refused is refused before disks are copied.
-            arrivals(manifest, smalls)?;
-            if manifest.size() > 0 {
-                atomic::private_folder(aside)?;
-                room(store, manifest.size())?;
+    archive::read(opened, disk).map_err(context)
+}
+
+/// Puts the disks of the machines that are to come aside, once there is room for them.
+fn put_aside(
+    verified: &Verified,
+    store: &Store,
+    aside: &Path,
+    manifest: &Manifest,
+    coming: &[Arrival],
+) -> Result<Disks> {
+    let wanted: BTreeSet<Claim> = coming
+        .iter()
+        .filter(|arrival| arrival.disk)
+        .map(|arrival| arrival.record.claim)
+        .collect();
+    let mut disks = Disks::new();
+    if wanted.is_empty() {
+        return Ok(disks);
+    }
+    atomic::private_folder(aside)?;
+    let sizes = manifest
+        .machines
+        .iter()
+        .filter(|item| wanted.contains(&item.claim))
+        .filter_map(|item| item.disk);
+    room(store, sizes.fold(0, u64::saturating_add))?;
+    let (same, _) = contents(
+        verified,
+        Some(&mut |claim, from| {
+            if wanted.contains(&claim) {
+                crate::fault::point("putting a disk aside");
+                let path = aside.join(claim.to_string());
+                put(&path, from)?;
+                disks.insert(claim, path);
             }
-            Ok(Disks::new())
-        },
-        |disks, claim, from| {
-            let path = aside.join(claim.to_string());
-            put(&path, from)?;
-            disks.insert(claim, path);
             Ok(())
-        },
-    )
-    .map_err(context)
+        }),
+    )?;
+    if same != *manifest {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "`{}` became another file while it was read",
+                verified.path.display()
+            ),
+        ));
+    }
+    Ok(disks)
 }
 
 fn put(path: &Path, from: &mut dyn Read) -> Result<()> {
@@ -239,23 +278,9 @@ fn put(path: &Path, from: &mut dyn Read) -> Result<()> {
         .mode(0o600)
         .open(path)
         .map_err(|error| atomic::full(error, &failed()))?;
-    let mut from = Checked(from);
-    std::io::copy(&mut from, &mut file)
+    std::io::copy(&mut Interruptible::of(from), &mut file)
         .and_then(|_| file.sync_all())
-        .map_err(|error| match error.downcast::<Error>() {
-            Ok(error) => error,
-            Err(error) => atomic::full(error, &failed()),
-        })
-}
-
-/// A reader that ends when the user interrupts: disks are large.
-struct Checked<'a>(&'a mut dyn Read);
-
-impl Read for Checked<'_> {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        crate::interrupt::check().map_err(std::io::Error::other)?;
-        self.0.read(into)
-    }
+        .map_err(|error| archive::unwrapped(error, &failed()))
 }
 
 /// Refuses disks that there is no room for.
@@ -294,7 +319,6 @@ fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
             )));
         }
         let mut files = below(smalls, &format!("machines/{name}/"));
-        files.retain(|file, _| !companions::is_one(file));
         let text = files
             .remove(MACHINE)
             .ok_or_else(|| strange(format!("machine `{name}` has no record")))?;
@@ -309,7 +333,8 @@ fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
             && !record.leaving
             && !record.ssh.key.contains('/')
             // A machine that stays where it is may have no SSH.
-            && (item.disk.is_none() || files.contains_key(&record.ssh.key))
+            && (item.disk.is_none() && !enters_by_key(&record)
+                || files.contains_key(&record.ssh.key))
             && (travel == Travel::Disk) == item.disk.is_some()
             && !matches!(travel, Travel::Never(_));
         if !as_said {
@@ -317,6 +342,7 @@ fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
                 "the record of machine `{name}` is not the one that was exported"
             )));
         }
+        files.retain(|file, _| !companions::is_one(file, &record));
         let driver_files = below(
             smalls,
             &format!("drivers/{}/{}/", record.driver, record.claim),
@@ -404,6 +430,21 @@ fn new_here(
         format!("machines of these names are in this store already: {}", taken.join(", ")),
     )
     .hint("import into another store: `forge --storage-path DIR import FILE`; or remove them here first"))
+}
+
+/// Refuses names that are none of clusters, or are there twice, before they are locked.
+fn check_clusters(manifest: &Manifest) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    let odd = manifest
+        .clusters
+        .iter()
+        .find(|name| name.parse::<ClusterName>().is_err() || !seen.insert(*name));
+    odd.map_or(Ok(()), |name| {
+        Err(
+            Error::new(Kind::Corrupt, "the archive is not what it should be")
+                .because(format!("`{}` names no cluster", name.escape_debug())),
+        )
+    })
 }
 
 /// The clusters of a file, none of which is here, but for those of an earlier attempt.
