@@ -8,9 +8,10 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::host::{Host, user};
+use common::host::Host;
 use common::{Lab, Run, until};
 use forge_lab::old::{OldStore, engine};
+use forge_lab::openssh::user;
 use forge_lab::readme::{self, Block};
 use serde_json::json;
 

@@ -178,7 +178,7 @@ mod tests {
             let options = leaf.get_arguments().chain(whole.get_arguments());
             let switches =
                 options.filter(|option| matches!(option.get_action(), clap::ArgAction::SetTrue));
-            let mut letters: Vec<char> = switches.filter_map(|option| option.get_short()).collect();
+            let mut letters: Vec<char> = switches.filter_map(clap::Arg::get_short).collect();
             letters.sort_unstable();
             letters.retain(|letter| !SWITCHES.contains(letter));
             assert!(letters.is_empty(), "{path:?}: {letters:?}");
