@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -374,6 +375,23 @@ fn the_nearest_word_says_where_the_store_is() {
         .without("FORGE_HOME")
         .env("MACHINE_STORAGE_PATH", "")
         .says(0, "forge\n", "");
+    // What cannot be read leads nowhere, and not to another store.
+    let ended = lab
+        .forge("ls -q")
+        .without("FORGE_HOME")
+        .env(
+            "MACHINE_STORAGE_PATH",
+            std::ffi::OsStr::from_bytes(b"/s\xe9"),
+        )
+        .run()
+        .code(2);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: MACHINE_STORAGE_PATH makes no sense\ncaused by: "),
+        "{}",
+        ended.stderr
+    );
 }
 
 /// A store as docker-machine leaves it.

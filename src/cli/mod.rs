@@ -288,16 +288,9 @@ impl Session {
         if let Some(path) = &self.global.storage_path {
             return absolute(path);
         }
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        if let Some(path) = variable("MACHINE_STORAGE_PATH") {
-            return absolute(&PathBuf::from(path));
-        }
-        variable("HOME")
-            .map(|home| PathBuf::from(home).join(".forge"))
-            .ok_or_else(|| {
-                Error::new(Kind::Usage, "there is no HOME to keep a store in")
-                    .hint("set FORGE_HOME")
-            })
+        defaults::store_at_home().ok_or_else(|| {
+            Error::new(Kind::Usage, "there is no HOME to keep a store in").hint("set FORGE_HOME")
+        })
     }
 
     /// The store for a command that changes nothing; `None` when there is none yet.

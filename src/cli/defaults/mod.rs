@@ -97,7 +97,7 @@ impl Defaults {
         if let Some(given) = self.given(&[], &option)? {
             return Ok(given.texts.first().map(PathBuf::from));
         }
-        Ok(set("HOME").map(|home| PathBuf::from(home).join(".forge")))
+        Ok(store_at_home())
     }
 
     /// What an option of the command at `path` is by default; `None` where nothing says it but the program itself.
@@ -172,7 +172,7 @@ impl Defaults {
                 &path[..depth]
             };
             // An empty variable says nothing.
-            if option.get_env().is_some_and(set_os) {
+            if option.get_env().is_some_and(is_set) {
                 continue;
             }
             if let Some(given) = self.given(of, option)? {
@@ -205,6 +205,17 @@ impl Defaults {
     }
 }
 
+/// The store that is meant where nothing says another: in the home.
+pub fn store_at_home() -> Option<PathBuf> {
+    home().map(|home| home.join(".forge"))
+}
+
+fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from)
+}
+
 fn starts_with(path: &[&str], of: &[String]) -> bool {
     path.len() >= of.len() && path.iter().zip(of).all(|(have, want)| have == want)
 }
@@ -222,19 +233,15 @@ pub fn path(matches: &ArgMatches) -> Vec<&str> {
 
 /// The folder of the user's own settings, by the XDG base directory specification: relative paths do not count.
 fn users() -> Option<PathBuf> {
-    let named = set("XDG_CONFIG_HOME").map(PathBuf::from);
+    let named = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
     named
         .filter(|folder| folder.is_absolute())
-        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".config")))
+        .or_else(|| Some(home()?.join(".config")))
         .map(|folder| folder.join("forge"))
 }
 
-/// The value of a variable that is not empty.
-fn set(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn set_os(name: &OsStr) -> bool {
+/// Whether a variable says anything.
+fn is_set(name: &OsStr) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 

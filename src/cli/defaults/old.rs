@@ -5,7 +5,7 @@ use clap::Arg;
 use forge_driver::{Error, Fact, Kind, Result};
 
 use super::super::argv;
-use super::{Given, Source, is_list, is_switch, set};
+use super::{Given, Source, is_list, is_set, is_switch};
 
 /// Each variable, and the option whose default it is.
 pub const VARIABLES: [(&str, &str); 26] = [
@@ -64,12 +64,15 @@ pub fn variable(long: &str) -> Option<&'static str> {
 /// package for command lines did.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a switch that is neither on nor off.
+/// [`Kind::Usage`] for a switch that is neither on nor off, and for what is no text: passed over, it would lead a command
+/// to another store.
 pub fn given(long: &str, option: &Arg) -> Result<Option<Given>> {
-    let said = variable(long).and_then(|name| Some((name, set(name)?)));
-    let Some((name, text)) = said else {
+    let Some(name) = variable(long).filter(|name| is_set(name.as_ref())) else {
         return Ok(None);
     };
+    let text = std::env::var(name).map_err(|error| {
+        Error::new(Kind::Usage, format!("{name} makes no sense")).because(error)
+    })?;
     // One that takes a value, and none as well, is about whether.
     let texts = if is_switch(option) || option.is_require_equals_set() {
         let whether = argv::truth(&text).ok_or_else(|| {
