@@ -36,6 +36,7 @@ mod mount;
 mod out;
 mod passphrase;
 mod persona;
+mod place;
 mod power;
 mod provision;
 mod publish;

@@ -1,7 +1,6 @@
 //! `forge mount`
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +8,7 @@ use clap::Args;
 use forge::machine::access;
 use forge_driver::{Error, Fact, Kind, Result, process};
 
-use super::scp::{here, machine, patience, there, wrong_count};
+use super::place::{Remote, here, machine, patience, wrong_count};
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Mount a folder of a machine here by sshfs, or unmount it
@@ -25,57 +24,33 @@ pub struct Mount {
     words: Vec<OsString>,
 }
 
-/// A folder of a machine.
-struct Source {
-    user: Option<String>,
-    machine: String,
-    path: OsString,
-}
-
-impl Source {
-    /// Without a colon, all of it is the path (docker-machine's commands/mount.go, `getInfoForSshfsArg`).
-    fn read(word: &OsStr) -> Result<Self> {
-        let bytes = word.as_bytes();
-        let (host, path) = match bytes.iter().position(|byte| *byte == b':') {
-            Some(at) => (&bytes[..at], &bytes[at + 1..]),
-            None => (DEFAULT_MACHINE.as_bytes(), bytes),
-        };
-        let host = std::str::from_utf8(host).map_err(|error| {
-            Error::new(
-                Kind::Usage,
-                format!("`{}` names no machine", word.display()),
-            )
-            .because(error)
-        })?;
-        let (user, machine) = match host.split_once('@') {
-            Some((user, machine)) => (Some(user.to_owned()), machine),
-            None => (None, host),
-        };
-        Ok(Self {
-            user,
-            machine: machine.to_owned(),
-            path: OsString::from_vec(path.to_vec()),
-        })
-    }
+/// A folder of a machine. Without a colon, all of it is the path (docker-machine's commands/mount.go,
+/// `getInfoForSshfsArg`).
+fn source(word: &OsStr) -> Result<Remote> {
+    Ok(Remote::read(word)?.unwrap_or_else(|| Remote {
+        user: None,
+        machine: DEFAULT_MACHINE.to_owned(),
+        path: word.to_owned(),
+    }))
 }
 
 impl Mount {
     /// Becomes sshfs, or what unmounts.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let (source, folder) = match self.words.as_slice() {
-            [source] => (Source::read(source)?, None),
-            [source, folder] => (Source::read(source)?, Some(folder)),
+        let (from, folder) = match self.words.as_slice() {
+            [word] => (source(word)?, None),
+            [word, folder] => (source(word)?, Some(folder)),
             _ => {
                 return Err(wrong_count(
                     "`mount` takes a folder of a machine, and where to mount it",
                 ));
             }
         };
-        let folder = here(folder.unwrap_or(&source.path));
+        let folder = here(folder.unwrap_or(&from.path));
         if self.unmount {
             return Err(unmounted(&folder)?);
         }
-        let (forge, record) = machine(session, &source.machine).await?;
+        let (forge, record) = machine(session, &from.machine).await?;
         let sshfs = process::which(Path::new("sshfs")).ok_or_else(|| {
             Error::new(Kind::Unavailable, "`sshfs` is not installed")
                 .hint("install sshfs")
@@ -87,7 +62,7 @@ impl Mount {
             .arg(access::openssh(&forge.store, &[&record])?)
             .arg("-o")
             .arg(patience(session))
-            .arg(there(source.user.as_deref(), &record.name, &source.path))
+            .arg(from.word())
             .arg(folder);
         Err(process::replace(command))
     }

@@ -1,7 +1,6 @@
 //! `forge scp`
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +10,8 @@ use forge::machine::{Forge, Record, access};
 use forge::remote::{Place, copy, signalled};
 use forge_driver::{Error, Fact, Kind, Result, process};
 
-use super::ssh::{arrive, program};
+use super::place::{Remote, here, machine, patience, wrong_count};
+use super::ssh::program;
 use super::{Outcome, Session};
 
 /// Copy files between this host and machines, or from one machine to another
@@ -41,46 +41,23 @@ enum Side {
     /// A path of this host.
     Here(OsString),
     /// A path of a machine.
-    There {
-        user: Option<String>,
-        machine: String,
-        path: OsString,
-    },
+    There(Remote),
 }
 
 impl Side {
-    /// What stands before the first colon is a machine (docker-machine's commands/scp.go, `getInfoForScpArg`).
+    /// What follows `localhost:` is this host's, as every word without a colon.
     fn read(word: &OsStr) -> Result<Self> {
-        let bytes = word.as_bytes();
-        let Some(at) = bytes.iter().position(|byte| *byte == b':') else {
-            return Ok(Self::Here(word.to_owned()));
-        };
-        let path = OsString::from_vec(bytes[at + 1..].to_vec());
-        let host = std::str::from_utf8(&bytes[..at]).map_err(|error| {
-            Error::new(
-                Kind::Usage,
-                format!("`{}` names no machine", word.display()),
-            )
-            .because(error)
-        })?;
-        let (user, machine) = match host.split_once('@') {
-            Some((user, machine)) => (Some(user.to_owned()), machine),
-            None => (None, host),
-        };
-        if machine == "localhost" {
-            return Ok(Self::Here(path));
-        }
-        Ok(Self::There {
-            user,
-            machine: machine.to_owned(),
-            path,
+        Ok(match Remote::read(word)? {
+            None => Self::Here(word.to_owned()),
+            Some(remote) if remote.machine == "localhost" => Self::Here(remote.path),
+            Some(remote) => Self::There(remote),
         })
     }
 
     fn machine(&self) -> Option<&str> {
         match self {
             Self::Here(_) => None,
-            Self::There { machine, .. } => Some(machine),
+            Self::There(remote) => Some(&remote.machine),
         }
     }
 
@@ -90,7 +67,7 @@ impl Side {
         session: &Session,
         machines: &mut impl Iterator<Item = &(Forge, Record)>,
     ) -> Result<Place> {
-        let Self::There { user, path, .. } = self else {
+        let Self::There(Remote { user, path, .. }) = self else {
             return Ok(Place::Here(PathBuf::from(self.word())));
         };
         let path = path.to_str().ok_or_else(|| {
@@ -109,56 +86,9 @@ impl Side {
     fn word(&self) -> OsString {
         match self {
             Self::Here(path) => here(path),
-            Self::There {
-                user,
-                machine,
-                path,
-            } => there(user.as_deref(), machine, path),
+            Self::There(remote) => remote.word(),
         }
     }
-}
-
-/// A path of this host that is neither taken for an option nor for a machine's.
-pub fn here(path: &OsStr) -> OsString {
-    let bytes = path.as_bytes();
-    if bytes.starts_with(b"/") {
-        return path.to_owned();
-    }
-    let mut word = OsString::from("./");
-    word.push(path);
-    word
-}
-
-/// A path of a machine.
-pub fn there(user: Option<&str>, machine: &str, path: &OsStr) -> OsString {
-    let mut word = OsString::new();
-    if let Some(user) = user {
-        word.push(user);
-        word.push("@");
-    }
-    word.push(machine);
-    word.push(":");
-    word.push(path);
-    word
-}
-
-/// A machine that is named on a command line, as it can be connected to.
-///
-/// # Errors
-/// As [`Record::load`], also where there is no store yet, and [`arrive`].
-pub async fn machine(session: &Session, name: &str) -> Result<(Forge, Record)> {
-    if session.existing()?.is_none() {
-        return Err(Record::missing(name));
-    }
-    let forge = session.reader()?;
-    let record = Record::load(&forge.store, name)?;
-    let record = arrive(&forge, &record).await?;
-    Ok((forge, record))
-}
-
-/// That a command was given too many words or too few.
-pub fn wrong_count(takes: &str) -> Error {
-    Error::new(Kind::Usage, takes).fact(Fact::WrongCount)
 }
 
 impl Scp {
@@ -271,11 +201,6 @@ fn configured(machines: &[(Forge, Record)]) -> Result<PathBuf> {
         Some((forge, _)) => access::openssh(&forge.store, &records),
         None => Ok("/dev/null".into()),
     }
-}
-
-/// How long a connection may take, as a setting of OpenSSH's.
-pub fn patience(session: &Session) -> String {
-    format!("ConnectTimeout={}", session.patience().as_secs().max(1))
 }
 
 #[cfg(test)]
