@@ -54,6 +54,10 @@ fn point_13_of_450_machines_half_are_silent_and_a_list_takes_one_wait() {
         |state: &str| -> Vec<&Value> { rows.iter().filter(|row| row["state"] == state).collect() };
     let (silent, up) = (of("Timeout"), of("Running"));
     assert_eq!((silent.len(), up.len()), (MACHINES / 2, MACHINES / 2));
+    // Each was waited for until the deadline of all, and none until one of its own.
+    for row in silent {
+        assert_eq!(row["error"], "", "{row}");
+    }
     for row in up {
         assert_eq!(row["engine"], "20.10.24", "{row}");
     }

@@ -320,6 +320,10 @@ fn a_thousand_names_are_listed_without_a_record_being_read() {
         fs::write(folder.join("machine.json"), "no record").expect("a file");
     }
     fs::create_dir(machines.join("cut-off")).expect("a folder");
+    // Whoever opens this one to read it waits for ever.
+    let unread = machines.join("n500/machine.json");
+    fs::remove_file(&unread).expect("removed");
+    lab.forge("").under("mkfifo", &[], &[&unread]).ok();
     lab.turn(Knob::Down, true);
     let before = lab.provider.calls().len();
     let names = lab.forge("ls -q").ok().stdout;

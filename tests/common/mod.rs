@@ -14,6 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use forge_driver::fake::{Knob, Provider, VARIABLE};
@@ -198,6 +199,9 @@ pub fn subcommands(help: &str) -> Vec<String> {
 /// No command of these tests takes longer.
 pub const DEADLINE: Duration = Duration::from_secs(25);
 
+/// What runs so long waits for what never comes: the longest commands are those on hundreds of machines.
+const ENDLESS: Duration = Duration::from_secs(120);
+
 /// Waits for something that a command does.
 pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
@@ -295,10 +299,36 @@ impl Run<'_> {
         self
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end. One that never comes to it is ended, and fails the test.
+    #[track_caller]
     pub fn run(mut self) -> Ended {
-        let output = self.command.output().expect("forge starts");
-        Ended::new(self.lab, self.words, &output)
+        let child = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("forge starts");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let (done, waited) = std::sync::mpsc::channel::<()>();
+        let guard = std::thread::spawn(move || {
+            let late = waited.recv_timeout(ENDLESS) == Err(RecvTimeoutError::Timeout);
+            if late && let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                // It may end at this very moment.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            late
+        });
+        let output = child.wait_with_output().expect("it ends");
+        // The guard has gone where it had to act.
+        let _ = done.send(());
+        let ended = Ended::new(self.lab, self.words, &output);
+        assert!(
+            !guard.join().expect("a guard"),
+            "forge {} does not end\n{}",
+            ended.words,
+            ended.stderr
+        );
+        ended
     }
 
     /// Starts it.
