@@ -5,8 +5,10 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::{Lab, Run};
+use forge_driver::fake::Knob;
 use serde_json::{Value, json};
 
 /// The user's file.
@@ -387,5 +389,48 @@ fn a_flag_counts_before_a_setting_of_the_same_thing() {
     assert!(
         packages.contains("podman-docker") && !packages.contains("b.example"),
         "{packages}"
+    );
+}
+
+#[test]
+fn what_asks_many_machines_has_a_wait_of_its_own() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let path = stores(
+        &lab,
+        "timeout = 900\n[ls]\ntimeout = 2\n[status]\ntimeout = 1\n",
+    );
+    lab.turn(Knob::HoldObserve, true);
+    // The variable of all waits, which these tests set, is not about it.
+    let list = |more: &[&str]| lab.words(&[&["ls", "-f", "{{.ResponseTime}}"], more].concat());
+    list(&[]).says(0, "2s\n", "");
+    list(&[]).env("FORGE_WAIT", "1").says(0, "1s\n", "");
+    list(&["-t", "1"])
+        .env("FORGE_WAIT", "20")
+        .says(0, "1s\n", "");
+    let start = Instant::now();
+    let status = lab.forge("status n1").run();
+    assert_eq!(status.stdout, "Timeout\n", "{}", status.stderr);
+    assert!(start.elapsed() < Duration::from_secs(8));
+    lab.turn(Knob::HoldObserve, false);
+    let show = || lab.forge("config show --json");
+    let found = setting(show(), "ls.timeout");
+    assert_eq!(
+        (&found["value"], &found["default"], &found["origin"]["line"]),
+        (&json!("2"), &json!("10"), &json!(3))
+    );
+    let found = setting(show().env("FORGE_WAIT", "7"), "ls.timeout");
+    assert_eq!(
+        (&found["value"], &found["origin"]["variable"]),
+        (&json!("7"), &json!("FORGE_WAIT"))
+    );
+    fs::write(&path, "[ls]\ntimeout = 0\n").expect("written");
+    let wrong = lab.forge("ls").run().code(2);
+    assert!(
+        wrong
+            .stderr
+            .contains("forge.toml:2: `timeout` makes no sense"),
+        "{}",
+        wrong.stderr
     );
 }

@@ -5,15 +5,15 @@ use forge::machine::{Record, Stage};
 use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::json;
 
-use super::wait::Wait;
+use super::wait::WAIT;
 use super::{Outcome, Session};
 
 /// Print the machine that DOCKER_HOST leads to
 #[derive(Args)]
 pub struct Active {
-    // Taken as docker-machine took it. Nobody is asked, so there is nothing to wait for.
-    #[command(flatten)]
-    _wait: Wait,
+    /// Taken as docker-machine took it: nobody is asked, so there is nothing to wait for
+    #[arg(id = "timeout", short = 't', long = "timeout", value_name = "SECONDS", default_value_t = WAIT, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    _timeout: u64,
 }
 
 impl Active {

@@ -102,7 +102,7 @@ impl Ls {
                     &forge,
                     &filters,
                     depth,
-                    self.wait.patience(matches),
+                    self.wait.patience(session, matches, "ls")?,
                     columns,
                 )
                 .await?

@@ -167,7 +167,7 @@ fn setting(
     }))
 }
 
-/// The flags that several commands have.
+/// The flags that several commands have, and that stand for one thing.
 fn shared(whole: &Command) -> BTreeSet<String> {
     let mut once = BTreeSet::new();
     let mut shared = BTreeSet::new();
@@ -179,6 +179,11 @@ fn shared(whole: &Command) -> BTreeSet<String> {
                 shared.insert(long.to_owned());
             }
         }
+    }
+    // One that stands in for a flag of all commands is each command's own.
+    let global = whole.get_arguments().filter_map(Arg::get_long);
+    for long in global {
+        shared.remove(long);
     }
     shared
 }

@@ -176,7 +176,7 @@ impl Status {
     pub async fn run(self, session: &Session, matches: &ArgMatches) -> Result<Outcome> {
         let forge = session.reader()?;
         let mut records = records(&forge.store, &or_default(self.names))?;
-        let patience = self.wait.patience(matches);
+        let patience = self.wait.patience(session, matches, "status")?;
         let heard = survey(&forge, &mut records, Depth::States, patience).await;
         let mut list = Vec::new();
         let mut results = Vec::new();
