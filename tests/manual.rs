@@ -140,6 +140,32 @@ fn bash_completes_commands_options_and_machines() {
     // A machine that is to be made has no name yet.
     let new = offered(&["create", ""]);
     assert!(!new.contains(&"n1".to_owned()), "{new:?}");
+    // Before a path that is there a machine has a colon; behind it bash asks with it, as it breaks words.
+    assert_eq!(offered(&["scp", ""]), ["n1:", "web.2:"]);
+    assert_eq!(offered(&["scp", "file", "w"]), ["web.2:"]);
+    assert_eq!(offered(&["mount", "n"]), ["n1:"]);
+    assert_eq!(offered(&["scp", "n1", ":"]), [""; 0]);
+    assert_eq!(offered(&["scp", "n1", ":", "n"]), [""; 0]);
+    // What the help does not tell of is not offered: docker-machine's options that mean nothing here.
+    let options = offered(&["create", "--virtualbox-"]);
+    assert!(options.contains(&"--virtualbox-memory".to_owned()));
+    assert!(
+        !options.iter().any(|option| option.contains("boot2docker")),
+        "{options:?}"
+    );
+}
+
+#[test]
+fn no_shell_is_told_of_what_the_help_does_not_show() {
+    let lab = Lab::bare();
+    for name in ["forge", "docker-machine"] {
+        for shell in ["bash", "zsh", "fish", "powershell"] {
+            let words = format!("completions {shell}");
+            let text = lab.forge(&words).called(name).ok().stdout;
+            assert!(text.contains("virtualbox-memory"), "{name} {shell}");
+            assert!(!text.contains("boot2docker"), "{name} {shell}");
+        }
+    }
 }
 
 #[test]
@@ -161,6 +187,11 @@ fn fish_completes_commands_options_and_machines() {
     assert_eq!(offered("forge crea"), ["create"]);
     assert_eq!(offered("forge ssh "), ["n1", "web.2"]);
     assert_eq!(offered("forge create --qemu-mem"), ["--qemu-memory"]);
+    assert_eq!(offered("forge mount w"), ["web.2:"]);
+    let places = offered("forge scp ");
+    for place in ["n1:", "web.2:"] {
+        assert!(places.contains(&place.to_owned()), "{places:?}");
+    }
 }
 
 #[test]
@@ -180,9 +211,23 @@ fn zsh_reads_its_script_and_knows_how_to_ask_for_machines() {
         .under("zsh", &["-f", "-c", &text], &[])
         .ok();
     assert_eq!(ended.stdout, "n1\nweb.2\n");
+    let text = format!(
+        "autoload -U compinit && compinit -u -D; source {}; compset() {{ return 1 }}; _files() {{ print files }}; _describe() {{ print -l -- $machines; print -- ${{@[-2]}} ${{@[-1]}} }}; _forge_places",
+        script.display()
+    );
+    let ended = lab
+        .forge("")
+        .env("PATH", path())
+        .under("zsh", &["-f", "-c", &text], &[])
+        .ok();
+    assert_eq!(ended.stdout, "n1\nweb.2\n-S :\nfiles\n");
     let text = fs::read_to_string(script).expect("a script");
     assert!(text.contains(":_forge_machines' \\"), "{text}");
-    assert!(!text.contains("__machines__"), "{text}");
+    assert!(text.contains(":_forge_places' \\"), "{text}");
+    assert!(
+        !text.contains("__machines__") && !text.contains("__places__"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -196,6 +241,7 @@ fn powershell_is_told_the_same() {
         rest.split("break").next().unwrap_or_default().to_owned()
     };
     assert!(case("ssh").contains("& 'forge' ls -q 2>$null | ForEach-Object"));
+    assert!(case("scp").contains("new(\"${_}:\", $_,"));
     assert!(!case("create").contains("ls -q"));
     assert!(case("create").contains("'--qemu-memory'"));
     assert!(case("cluster;up").contains("'--managers'"));
