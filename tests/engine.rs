@@ -469,3 +469,113 @@ fn what_one_machine_refuses_is_wished_of_none() {
     assert!(ended.stderr.contains("contradict"), "{}", ended.stderr);
     assert_eq!((lab.record("n1"), lab.record("n2")), before);
 }
+
+/// What the engine of one machine was told by its file.
+fn told(lab: &Lab, name: &str) -> Value {
+    let claim = lab.record(name)["claim"].as_str().expect("a claim").parse();
+    let folder = lab.provider.folder(claim.expect("a claim"));
+    let text = std::fs::read(folder.join("root/etc/docker/daemon.json")).expect("a file");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+#[test]
+fn all_engines_of_a_cluster_are_told_the_same() {
+    let lab = Lab::new();
+    let options = "--engine-label rack=a --engine-opt log-level=debug --engine-registry-mirror https://m.example \
+                   --engine-insecure-registry r.example:5000 --engine-env A=1 --engine-storage-driver overlay2 \
+                   --tls-san swarm.example --engine-packages docker.io";
+    lab.forge(&format!("cluster up --managers 1 --workers 1 {options}"))
+        .ok();
+    let is_told = |name: &str, rack: &str| {
+        let told = told(&lab, name);
+        for (key, value) in [
+            ("labels", json!([format!("rack={rack}")])),
+            ("log-level", json!("debug")),
+            ("registry-mirrors", json!(["https://m.example"])),
+            ("insecure-registries", json!(["r.example:5000"])),
+            ("storage-driver", json!("overlay2")),
+        ] {
+            assert_eq!(told[key], value, "{name}: {told}");
+        }
+        let record = lab.record(name);
+        assert_eq!(record["engine"]["env"], json!(["A=1"]), "{name}");
+        let install = json!({"packages": ["docker.io"]});
+        assert_eq!(record["engine"]["install"], install, "{name}");
+        let names = record["tls"]["names"].to_string();
+        assert!(names.contains("swarm.example"), "{name}: {names}");
+    };
+    is_told("default-m1", "a");
+    is_told("default-w1", "a");
+    // The same once more, or nothing of it: nothing is changed. Machines that come later are told it, too.
+    for words in [
+        format!("cluster up {options} --json"),
+        "cluster up --json".to_owned(),
+    ] {
+        let again = lab
+            .forge(&words)
+            .env("FORGE_ENGINE_REGISTRY_MIRROR", "https://other.example");
+        assert_eq!(again.ok().summary()["changed"], 0, "{words}");
+    }
+    lab.forge("cluster up --workers 2").ok();
+    is_told("default-w2", "a");
+    // Something else is not told behind the back of those that are there.
+    let before = files(&lab.home.join("clusters"));
+    for words in [
+        "cluster up --engine-label rack=b",
+        "cluster up --engine-label rack=b --dry-run",
+    ] {
+        let refused = lab.forge(words).run().code(1);
+        for said in [
+            "made with: default-m1, default-w1, default-w2\n",
+            "hint: `forge provision default-m1 default-w1 default-w2` with these options",
+        ] {
+            assert!(refused.stderr.contains(said), "{words}: {}", refused.stderr);
+        }
+    }
+    let san = lab.forge("cluster up --tls-san other.example").run();
+    assert_eq!(san.code, 1, "{}", san.stderr);
+    assert_eq!(files(&lab.home.join("clusters")), before);
+    lab.forge("provision default-m1 default-w1 default-w2 --engine-label rack=b")
+        .ok();
+    let more = lab
+        .forge("cluster up --workers 3 --engine-label rack=b")
+        .ok();
+    assert!(!more.stderr.contains("warning"), "{}", more.stderr);
+    for name in ["default-m1", "default-w1", "default-w3"] {
+        is_told(name, "b");
+    }
+    // Where an engine comes from counts for machines that have none yet.
+    let source = lab
+        .forge("cluster up --workers 4 --engine-packages docker-ce")
+        .ok();
+    assert!(
+        source
+            .stderr
+            .contains("warning: only machines that are made from now on"),
+        "{}",
+        source.stderr
+    );
+    let install = |name: &str| lab.record(name)["engine"]["install"].clone();
+    assert_eq!(install("default-w4"), json!({"packages": ["docker-ce"]}));
+    assert_eq!(install("default-w3"), json!({"packages": ["docker.io"]}));
+}
+
+#[test]
+fn engines_of_a_swarm_do_not_keep_their_containers() {
+    let lab = Lab::new();
+    for opt in ["live-restore", "--live-restore=true", "live-restore=1"] {
+        let words = format!("cluster up --dry-run --engine-opt={opt}");
+        let refused = lab.forge(&words).run().code(2);
+        assert!(
+            refused.stderr.contains(&format!(
+                "`--engine-opt {opt}` is wished of the engines of a swarm\ncaused by: an engine in a swarm does not start with it\n"
+            )),
+            "{}",
+            refused.stderr
+        );
+        assert_eq!(refused.stdout, "", "there is no plan");
+    }
+    lab.forge("cluster up --managers 1 --engine-opt live-restore=false")
+        .ok();
+    assert_eq!(told(&lab, "default-m1")["live-restore"], false);
+}

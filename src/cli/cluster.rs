@@ -18,7 +18,7 @@ use super::{Outcome, Session};
 /// What can be done with clusters.
 #[derive(Subcommand)]
 pub enum Cluster {
-    Up(up::Up),
+    Up(Box<up::Up>),
     Ls(ls::Ls),
     Status(status::Status),
     Start(power::Start),

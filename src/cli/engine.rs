@@ -125,6 +125,13 @@ impl Options {
 }
 
 impl Source {
+    /// Whether the command line says it.
+    pub fn is_said(&self, matches: &ArgMatches) -> bool {
+        ["engine_install_url", "engine_packages"]
+            .iter()
+            .any(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+    }
+
     /// Where an engine is to come from. A flag counts before a variable, that before a setting.
     ///
     /// # Errors

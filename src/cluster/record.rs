@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::renew::Renewing;
 use super::spec::{ClusterName, ClusterSpec};
+use crate::engine_options::EngineOptions;
 use crate::machine::Record;
 use crate::store::{self, Store, read_json, write_json};
 
@@ -30,6 +31,12 @@ pub struct ClusterRecord {
     pub origins: BTreeMap<String, String>,
     /// The id of the base image of its machines.
     pub image: String,
+    /// What the engines of machines that are made for it are told.
+    #[serde(default)]
+    pub engine: EngineOptions,
+    /// What the certificates of these machines carry besides their own names.
+    #[serde(default)]
+    pub sans: Vec<String>,
     /// Where its overlay networks are taken from: fixed when it is founded.
     pub pool: Ipv4Net,
     /// The machine that it is founded on; saved before it is founded.

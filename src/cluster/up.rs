@@ -42,6 +42,12 @@ pub struct Request {
     pub network: Option<Ipv4Net>,
     /// The hosts of the zones, as the driver's configuration names them.
     pub sites: Vec<Site>,
+    /// What the engines of machines that are made are told.
+    pub engine: EngineOptions,
+    /// What their certificates carry besides their own names.
+    pub sans: Vec<String>,
+    /// What this command says of engines and certificates: machines that are there have to have been told it.
+    pub said: (EngineOptions, Vec<String>),
 }
 
 impl Request {
@@ -94,6 +100,7 @@ pub async fn dry_run(forge: &Forge, request: &Request) -> Result<Plan> {
     seen.asked()?;
     seen.observed.hosts = request.hosts();
     same_hosts(request, &seen)?;
+    same_engines(request, &seen)?;
     let plan = plan(
         &request.spec,
         &seen.observed,
@@ -176,6 +183,37 @@ fn same_hosts(request: &Request, seen: &Seen) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Machines that are there keep what their engines were told: to tell it is a restart of each, one after another.
+fn same_engines(request: &Request, seen: &Seen) -> Result<()> {
+    let (engine, sans) = &request.said;
+    let told = |record: &&Record| {
+        let as_said = record.engine.clone().with(engine) == record.engine;
+        as_said && sans.iter().all(|name| record.sans.contains(name))
+    };
+    let others: Vec<&str> = seen
+        .records
+        .values()
+        .filter(|record| !told(record))
+        .map(|record| record.name.as_str())
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Conflict,
+        format!(
+            "other options of engines are wished than these machines of cluster `{}` were made with: {}",
+            request.spec.name,
+            others.join(", ")
+        ),
+    )
+    .because("their engines would be restarted, and `cluster up` changes nothing that is there")
+    .hint(format!(
+        "`forge provision {}` with these options tells them, one after another; then this command goes on",
+        others.join(" ")
+    )))
 }
 
 /// The machines that are still to be made.
@@ -309,6 +347,7 @@ pub async fn up(
     seen.asked()?;
     seen.observed.hosts = request.hosts();
     same_hosts(request, &seen)?;
+    same_engines(request, &seen)?;
     if let Some(leaving) = seen.records.values().find(|record| record.leaving) {
         return Err(Error::new(
             Kind::Conflict,
@@ -340,6 +379,8 @@ pub async fn up(
         config: request.config.clone(),
         origins: request.origins.clone(),
         image: request.image.clone(),
+        engine: request.engine.clone(),
+        sans: request.sans.clone(),
         ..found.unwrap_or_else(|| ClusterRecord {
             spec: request.spec.clone(),
             created: Timestamp::now(),
@@ -347,6 +388,8 @@ pub async fn up(
             config: Value::Null,
             origins: BTreeMap::new(),
             image: String::new(),
+            engine: EngineOptions::default(),
+            sans: Vec::new(),
             pool,
             founder: None,
             cluster_id: None,
@@ -358,7 +401,13 @@ pub async fn up(
     record.save(&forge.store)?;
     let mut machines = Vec::new();
     for (place, wish) in &wishes {
-        machines.push((*place, create::claim(forge, wish).await?));
+        // What the engine of one that is there was told is judged already, and stays.
+        let mut wish = wish.clone();
+        if let Some(record) = seen.records.get(&wish.name) {
+            wish.engine = record.engine.clone();
+            wish.sans.clone_from(&record.sans);
+        }
+        machines.push((*place, create::claim(forge, &wish).await?));
     }
     Forming::new(forge, record, &plan, &seen, names.into_iter().collect())
         .run(machines)
@@ -388,8 +437,8 @@ fn wish(request: &Request, place: Place) -> Wish {
         origins: request.origins.clone(),
         image: request.image.clone(),
         publish: Vec::new(),
-        engine: EngineOptions::default(),
-        sans: Vec::new(),
+        engine: request.engine.clone(),
+        sans: request.sans.clone(),
         adopting: None,
         member: Some(Member {
             cluster: request.spec.name.to_string(),

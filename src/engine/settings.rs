@@ -148,6 +148,33 @@ pub fn check(wished: &EngineOptions) -> Result<()> {
     environment(wished).map(|_| ())
 }
 
+/// Refuses what an engine in a swarm does not start with.
+///
+/// # Errors
+/// [`Kind::Usage`]
+pub fn check_for_swarm(wished: &EngineOptions) -> Result<()> {
+    let wishes = wishes(wished)?;
+    let keeps = |wish: &&Wish| wish.flag.name == LIVE_RESTORE && is_on(wish);
+    match wishes.iter().find(keeps) {
+        None => Ok(()),
+        Some(wish) => Err(Error::new(
+            Kind::Usage,
+            format!("`{}` is wished of the engines of a swarm", wish.words),
+        )
+        .because("an engine in a swarm does not start with it")
+        .hint("leave it out: in a swarm, services are started again elsewhere")),
+    }
+}
+
+/// Whether a wish for a switch turns it on.
+fn is_on(wish: &Wish) -> bool {
+    let (key, form) = keys::of(&wish.flag.name);
+    let mut file = Map::new();
+    // What is no value of it is told where all wishes are looked at.
+    let _ = keys::put(&mut file, key, form, &wish.flag.value);
+    file.get(key) == Some(&Value::Bool(true))
+}
+
 /// A configuration which says whether containers outlive the engine.
 fn with_live_restore(file: &Map<String, Value>, whether: bool) -> Map<String, Value> {
     let mut file = file.clone();

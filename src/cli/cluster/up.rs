@@ -6,6 +6,8 @@ use forge::cluster::record::ClusterRecord;
 use forge::cluster::spec::ClusterSpec;
 use forge::cluster::up::{self, Formed, Request};
 use forge::cluster::zones::Zone;
+use forge::engine::settings;
+use forge::engine_options::EngineOptions;
 use forge::event::Events;
 use forge::registry;
 use forge_driver::{Error, Kind, Result};
@@ -13,13 +15,14 @@ use ipnet::Ipv4Net;
 use serde_json::json;
 
 use super::super::create::Choice;
-use super::super::{Outcome, Session, image, report};
+use super::super::{Outcome, Session, engine, image, report};
 use super::Named;
 use super::status::nodes_table;
 
 /// Form a cluster, or bring it to what is wished: machines are made, started, provisioned and joined
 ///
-/// What is there stays; with nothing to do nothing is changed. Nothing is ever destroyed. The overlay
+/// What is there stays; with nothing to do nothing is changed. Nothing is ever destroyed. Options of the engine are told to
+/// all machines that are made for the cluster, also by later commands that do not repeat them. The overlay
 /// networks are taken from the first of these ranges that overlaps no network of the machines or of this
 /// host: 10.208.0.0/12, then other private ranges; `--address-pool` chooses another one.
 #[derive(Args)]
@@ -49,6 +52,58 @@ pub struct Up {
     /// Do not ask (nothing that `up` does needs asking today)
     #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    engine: engine::Options,
+    #[command(flatten)]
+    source: engine::Source,
+}
+
+/// What is wished of the engines of a cluster, and of their certificates.
+struct Engines {
+    /// Of the machines that are made.
+    engine: EngineOptions,
+    sans: Vec<String>,
+    /// On the command line, of all machines.
+    said: (EngineOptions, Vec<String>),
+}
+
+/// What the options say, beside what is recorded of a cluster that is there: variables and settings are about new
+/// clusters, as they are about new machines.
+fn engines(
+    options: engine::Options,
+    source: engine::Source,
+    record: Option<&ClusterRecord>,
+    matches: &ArgMatches,
+) -> Result<Engines> {
+    let install = source.wished(matches)?;
+    let from_line = source.is_said(matches);
+    let said = options.clone().said(matches).wished()?;
+    let (engine, sans) = match record {
+        None => {
+            let (engine, sans) = options.with_variables().wished()?;
+            (EngineOptions { install, ..engine }, sans)
+        }
+        Some(record) => {
+            let mut engine = record.engine.clone().with(&said.0);
+            if from_line && install != engine.install {
+                report::note(
+                    "warning: only machines that are made from now on get their engines from there",
+                );
+                engine.install = install;
+            }
+            let mut sans = record.sans.clone();
+            sans.extend(
+                said.1
+                    .iter()
+                    .filter(|name| !record.sans.contains(name))
+                    .cloned(),
+            );
+            (engine, sans)
+        }
+    };
+    settings::check(&engine)?;
+    settings::check_for_swarm(&engine)?;
+    Ok(Engines { engine, sans, said })
 }
 
 impl Up {
@@ -71,6 +126,7 @@ impl Up {
             Some(store) => ClusterRecord::find(store, &name)?,
             None => None,
         };
+        let engines = engines(self.engine, self.source, record.as_ref(), matches)?;
         // What the environment says of a driver that nobody chose is not about this cluster.
         let another = |record: &ClusterRecord| {
             self.choice.named().is_none() && chosen.driver.id != record.driver
@@ -124,6 +180,9 @@ impl Up {
                 .as_ref()
                 .map(|record| record.image.clone())
                 .unwrap_or_default(),
+            engine: engines.engine,
+            sans: engines.sans,
+            said: engines.said,
         };
         if self.dry_run {
             let plan = match existing {
