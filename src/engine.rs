@@ -1,4 +1,4 @@
-//! The engine's API over mutual TLS: enough to ask how it is.
+//! A machine's engine: its API over mutual TLS, what is found of it on its machine, and what it is told.
 //!
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -20,8 +20,12 @@ pub enum Event {
         /// What is awaited, when this step waits.
         #[serde(skip_serializing_if = "String::is_empty")]
         awaits: String,
-        /// When the wait ends.
-        #[serde(skip)]
+        /// When the wait ends; in JSON, in how many seconds.
+        #[serde(
+            rename = "seconds_left",
+            serialize_with = "left",
+            skip_serializing_if = "Option::is_none"
+        )]
         deadline: Option<Instant>,
     },
     /// A wait goes on: the last thing that went wrong.
@@ -66,6 +70,11 @@ pub enum Event {
         /// Seconds.
         seconds: f64,
     },
+}
+
+fn left<S: Serializer>(deadline: &Option<Instant>, to: S) -> Result<S::Ok, S::Error> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    left.map(|left| left.as_secs_f64().round()).serialize(to)
 }
 
 /// The sending end: cheap to clone, one for each machine by [`Events::of`].

@@ -17,14 +17,6 @@ fn three() -> Lab {
     lab
 }
 
-/// Writes something into the record of a machine.
-fn alter(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
-    let mut record = lab.record(name);
-    change(&mut record);
-    let path = lab.home.join("machines").join(name).join("machine.json");
-    fs::write(path, record.to_string()).expect("a record");
-}
-
 fn url(lab: &Lab, name: &str) -> String {
     format!("tcp://{}:2376", lab.address(name))
 }
@@ -66,7 +58,7 @@ fn filters_choose_by_name_state_driver_and_cluster() {
             .collect();
         assert_eq!(listed.concat(), names, "{words}");
     }
-    alter(&lab, "n10", |record| {
+    lab.alter("n10", |record| {
         record["member"] = json!({"cluster": "k1", "role": "manager", "zone": "z1"});
     });
     lab.forge("ls -q --filter swarm=K1").says(0, "n10\n", "");
@@ -203,7 +195,7 @@ fn a_template_that_is_not_understood_names_what_and_prints_nothing() {
 #[test]
 fn the_table_of_docker_machine_is_the_one_that_scripts_know() {
     let lab = three();
-    alter(&lab, "n10", |record| {
+    lab.alter("n10", |record| {
         record["member"] = json!({"cluster": "k1", "role": "manager", "zone": "z1"});
     });
     let (n1, n10) = (url(&lab, "n1"), url(&lab, "n10"));
@@ -231,7 +223,7 @@ fn the_table_of_docker_machine_is_the_one_that_scripts_know() {
 fn a_silent_host_hides_nobody_and_takes_one_wait() {
     let lab = three();
     for (name, host) in [("n1", "a"), ("n2", "b"), ("n10", "b")] {
-        alter(&lab, name, |record| record["config"]["host"] = host.into());
+        lab.alter(name, |record| record["config"]["host"] = host.into());
     }
     let held = lab.record("n1")["claim"]
         .as_str()
@@ -337,7 +329,7 @@ fn a_thousand_names_are_listed_without_a_record_being_read() {
 #[test]
 fn a_filter_by_label_asks_what_the_engine_was_told() {
     let lab = three();
-    alter(&lab, "n10", |record| {
+    lab.alter("n10", |record| {
         record["engine"]["labels"] = json!(["zone=z1", "disk=fast"]);
     });
     lab.forge("ls -q --filter label=zone=Z1")

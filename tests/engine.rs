@@ -392,6 +392,31 @@ fn a_slow_engine_succeeds() {
     std::thread::sleep(Duration::from_millis(700));
     lab.turn(Knob::SilentEngine, false);
     running.wait(&lab).code(0);
+    // docker-machine gave up after 30 s. How long an engine has here is said when the wait begins.
+    lab.turn(Knob::SilentEngine, true);
+    let running = lab
+        .forge("provision n1 --json")
+        .env("FORGE_TIMEOUT", "600")
+        .start();
+    let waits = |lab: &Lab| {
+        lab.logged()
+            .matches("an engine that answers over TLS")
+            .count()
+    };
+    let before = waits(&lab);
+    until("the engine is waited for", || waits(&lab) > before);
+    std::thread::sleep(Duration::from_millis(700));
+    lab.turn(Knob::SilentEngine, false);
+    let ended = running.wait(&lab).code(0);
+    let left: Vec<f64> = ended
+        .stdout
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|event| event["awaits"] == "an engine that answers over TLS")
+        .filter_map(|event| event["seconds_left"].as_f64())
+        .collect();
+    assert_eq!(left.len(), 1, "{}", ended.stdout);
+    assert!((170.0..=180.0).contains(&left[0]), "{left:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::certificates::signed_by;
 use common::{Ended, Lab, Running, until};
 use forge_driver::fake::Knob;
 use rustix::process::Signal;
@@ -22,15 +23,6 @@ fn all(lab: &Lab, words: impl Fn(usize) -> String) -> Vec<Ended> {
         .into_iter()
         .map(|running| running.wait(lab))
         .collect()
-}
-
-/// A certificate from PEM, checked against the CA.
-fn signed_by(certificate: &str, ca: &str) -> bool {
-    let (_, ca) = x509_parser::pem::parse_x509_pem(ca.as_bytes()).expect("pem");
-    let ca = ca.parse_x509().expect("x509");
-    let (_, leaf) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).expect("pem");
-    let leaf = leaf.parse_x509().expect("x509");
-    leaf.issuer() == ca.subject() && leaf.verify_signature(Some(ca.public_key())).is_ok()
 }
 
 #[test]

@@ -101,10 +101,18 @@ fn each_way_counts_before_the_next_and_says_so() {
         ]
     );
     assert!(text.starts_with("SETTING"), "{text}");
-    assert!(
-        text.contains("HOME/forge.toml:3") || text.contains("variable FORGE_TIMEOUT"),
-        "{text}"
-    );
+    let origin = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("timeout "));
+        let words = line.expect("a line").split_whitespace().take(4);
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(origin(&text)[..3], ["timeout", "30", "variable"]);
+    let text = lab
+        .forge("config show")
+        .without("FORGE_TIMEOUT")
+        .ok()
+        .stdout;
+    assert_eq!(origin(&text)[..3], ["timeout", "800", "HOME/forge.toml:3"]);
 }
 
 #[test]
@@ -157,8 +165,13 @@ fn the_users_file_says_where_the_store_is_and_variables_count_before_it() {
         json!(["FORGE_HOME", "MACHINE_STORAGE_PATH"])
     );
     // It is gone by.
-    let error = lab.forge("ls").without("FORGE_HOME").ok();
-    assert_eq!(error.stdout.lines().count(), 1);
+    lab.forge("create --driver none --url tcp://127.0.0.1:2376 n1")
+        .without("FORGE_HOME")
+        .ok();
+    assert!(there.join("machines/n1/machine.json").exists());
+    let listed = lab.forge("ls -q").without("FORGE_HOME").ok();
+    assert_eq!(listed.stdout, "n1\n");
+    lab.forge("ls -q").says(0, "", "");
     let path = stores(&lab, "\nstorage-path = \"/elsewhere\"\n");
     lab.forge("ls").says(
         2,

@@ -146,6 +146,14 @@ impl Lab {
         serde_json::from_slice(&fs::read(&path).expect("a record")).expect("JSON")
     }
 
+    /// Changes something in the record of one machine.
+    pub fn alter(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut record = self.record(name);
+        change(&mut record);
+        let path = self.home.join("machines").join(name).join("machine.json");
+        fs::write(path, record.to_string()).expect("a record");
+    }
+
     /// The address of one machine.
     pub fn address(&self, name: &str) -> String {
         self.record(name)["placement"]["loopback"]
