@@ -253,7 +253,6 @@ impl<W: Write> Write for Sealer<W> {
 /// A sealed stream whose first lines were read, and nothing else.
 pub struct Sealed<R> {
     input: BufReader<R>,
-    what: &'static str,
     header: Header,
     lines: Vec<u8>,
 }
@@ -292,7 +291,6 @@ impl<R: Read> Sealed<R> {
         }
         Ok(Self {
             input,
-            what,
             header,
             lines,
         })
@@ -354,11 +352,6 @@ impl<R: Read> Sealed<R> {
             read: 0,
             ended: false,
         })
-    }
-
-    /// What it is.
-    pub fn what(&self) -> &'static str {
-        self.what
     }
 }
 

@@ -72,15 +72,23 @@ fn command_lines() -> String {
 #[test]
 fn without_a_keyring_secrets_are_sealed_in_the_store_and_it_says_so() {
     let lab = lab();
-    let said = "no keyring answers on a session bus: `fake` is kept in HOME/credentials.sealed, sealed by the passphrase\n";
+    let said = "no keyring answers on a session bus: `fake` is kept in HOME/credentials.sealed, sealed by the passphrase; what a keyring has under this name counts wherever it answers\n";
     knowing(&lab, "credentials set fake -")
         .given(format!("{TOKEN}\n"))
         .says(0, "", said);
     // Their names can be seen without the passphrase.
+    let unasked =
+        "the keyring was not asked, and may keep others: no keyring answers on a session bus\n";
     lab.forge("credentials ls")
-        .says(0, "NAME   KEPT IN\nfake   sealed file\n", "");
+        .says(0, "NAME   KEPT IN\nfake   sealed file\n", unasked);
     let json = lab.forge("credentials ls --json").ok().json();
-    assert_eq!(json, serde_json::json!([{"name": "fake", "kept": "file"}]));
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "secrets": [{"name": "fake", "kept": "file"}],
+            "without_keyring": "no keyring answers on a session bus",
+        })
+    );
     let path = lab.home.join("credentials.sealed");
     let mode = fs::metadata(&path).expect("a file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -88,14 +96,19 @@ fn without_a_keyring_secrets_are_sealed_in_the_store_and_it_says_so() {
     // It serves, and is asked for once.
     knowing(&lab, "create n1").ok();
     knowing(&lab, "rm -y n1").ok();
-    knowing(&lab, "credentials rm fake").says(0, "", "");
+    knowing(&lab, "credentials rm fake").says(
+        0,
+        "",
+        "warning: `fake` is gone from the sealed file; the keyring was not asked, and may keep another: no keyring answers on a session bus\n",
+    );
     assert!(!path.exists(), "there is nothing left to seal");
     lab.forge("credentials rm fake").says(
         1,
         "",
-        "error: no secret `fake` is kept\nhint: `forge credentials ls` shows the names\n",
+        "error: no secret `fake` is in the sealed file, and the keyring was not asked\ncaused by: no keyring answers on a session bus\nhint: `forge credentials ls` shows the names\n",
     );
-    lab.forge("credentials ls").says(0, "NAME   KEPT IN\n", "");
+    lab.forge("credentials ls")
+        .says(0, "NAME   KEPT IN\n", unasked);
 }
 
 #[test]
@@ -179,6 +192,10 @@ fn a_token_comes_from_the_flag_the_environment_the_providers_file_and_then_what_
     let none = lab.forge("create n1").run().code(1).stderr;
     assert!(
         none.contains("there is no token for the driver `fake`"),
+        "{none}"
+    );
+    assert!(
+        none.contains("caused by: the keyring was not asked: no keyring answers on a session bus"),
         "{none}"
     );
     assert!(
@@ -327,6 +344,48 @@ fn a_keyring_keeps_secrets_where_there_is_one() {
     for (path, bytes) in files(&lab.folder().join(".local")) {
         let found = bytes.windows(TOKEN.len()).any(|w| w == TOKEN.as_bytes());
         assert!(!found, "{}", path.display());
+    }
+}
+
+#[test]
+fn what_a_keyring_keeps_now_is_kept_nowhere_else() {
+    let lab = lab();
+    for passphrase in [true, false] {
+        knowing(&lab, "credentials set fake -").given("wrong").ok();
+        let script = format!(
+            r#"printf '%s\n' {TOKEN} | "$FORGE" credentials set fake -
+            "$FORGE" credentials ls
+            "$FORGE" credentials ls --json"#
+        );
+        let run = with_keyring(&lab, &script);
+        let ended = if passphrase {
+            run.env("FORGE_PASSPHRASE_FILE", self::passphrase(&lab))
+        } else {
+            run
+        }
+        .ok();
+        let path = lab.home.join("credentials.sealed");
+        assert_eq!(path.exists(), !passphrase, "{}", ended.stderr);
+        let (table, note) = if passphrase {
+            ("fake   keyring\n", "")
+        } else {
+            (
+                "fake   keyring\nfake   sealed file\n",
+                "warning: `fake` is kept in the keyring, and an earlier one is still in the sealed file: ",
+            )
+        };
+        let both = format!("NAME   KEPT IN\n{table}");
+        assert!(ended.stdout.starts_with(&both), "{}", ended.stdout);
+        assert!(
+            ended.stdout.contains("\"without_keyring\":null"),
+            "{}",
+            ended.stdout
+        );
+        let said = own_words(&ended.stderr);
+        assert!(
+            said.starts_with(note) && said.is_empty() == note.is_empty(),
+            "{said}"
+        );
     }
 }
 

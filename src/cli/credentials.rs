@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use forge::credentials::{Credentials as Kept, Origin, check_name};
+use forge::credentials::{Credentials as Kept, Listing, Origin, check_name};
 use forge::store::Store;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
@@ -100,15 +100,21 @@ impl Set {
         if let Some(why) = &kept.instead {
             let path = store.root().join(forge::credentials::FILE);
             report::note(&format!(
-                "{why}: `{}` is kept in {}, sealed by the passphrase",
+                "{why}: `{}` is kept in {}, sealed by the passphrase; what a keyring has under this name counts wherever it answers",
                 self.name,
                 path.display()
+            ));
+        }
+        if let Some(why) = &kept.earlier {
+            report::note(&format!(
+                "warning: `{0}` is kept in the keyring, and an earlier one is still in the sealed file: {why}\nhint: `forge credentials rm {0}`, then set it again, once the passphrase is known",
+                self.name
             ));
         }
         if session.json() {
             println!(
                 "{}",
-                json!({"name": self.name, "kept": word(&kept.origin), "instead": kept.instead})
+                json!({"name": self.name, "kept": word(kept.origin), "instead": kept.instead, "earlier": kept.earlier})
             );
         }
         Ok(Outcome::Done)
@@ -121,22 +127,28 @@ pub struct Ls {}
 
 impl Ls {
     async fn run(self, session: &Session) -> Result<Outcome> {
-        let kept = match session.existing()? {
+        let Listing {
+            kept,
+            without_keyring,
+        } = match session.existing()? {
             Some(store) => {
-                session
-                    .credentials(&store, Arc::new(Typed::new(None)))
-                    .ls()
-                    .await?
-                    .kept
+                let credentials = session.credentials(&store, Arc::new(Typed::new(None)));
+                credentials.ls().await?
             }
-            None => Vec::new(),
+            None => Listing {
+                kept: Vec::new(),
+                without_keyring: None,
+            },
         };
         if session.json() {
             let rows: Vec<_> = kept
                 .iter()
-                .map(|(name, origin)| json!({"name": name, "kept": word(origin)}))
+                .map(|(name, origin)| json!({"name": name, "kept": word(*origin)}))
                 .collect();
-            println!("{}", json!(rows));
+            println!(
+                "{}",
+                json!({"secrets": rows, "without_keyring": without_keyring})
+            );
             return Ok(Outcome::Done);
         }
         let rows: Vec<Vec<String>> = kept
@@ -144,6 +156,11 @@ impl Ls {
             .map(|(name, origin)| vec![name, origin.to_string()])
             .collect();
         print!("{}", table(&["NAME", "KEPT IN"], &rows));
+        if let Some(why) = without_keyring {
+            report::note(&format!(
+                "the keyring was not asked, and may keep others: {why}"
+            ));
+        }
         Ok(Outcome::Done)
     }
 }
@@ -160,18 +177,33 @@ pub struct Rm {
 
 impl Rm {
     async fn run(self, session: &Session) -> Result<Outcome> {
-        let missing = |name: &str| {
-            Error::new(Kind::NotFound, format!("no secret `{name}` is kept"))
-                .hint("`forge credentials ls` shows the names")
+        let missing = |name: &str, without_keyring: Option<String>| {
+            let missing = match without_keyring {
+                None => Error::new(Kind::NotFound, format!("no secret `{name}` is kept")),
+                Some(why) => Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "no secret `{name}` is in the sealed file, and the keyring was not asked"
+                    ),
+                )
+                .because(why),
+            };
+            missing.hint("`forge credentials ls` shows the names")
         };
         let names = distinct(self.names);
         let Some(store) = session.existing()? else {
-            return Err(missing(&names[0]));
+            return Err(missing(&names[0], None));
         };
         let credentials = opened(session, &store, self.passphrase);
         for name in names {
-            if !credentials.rm(&name).await? {
-                return Err(missing(&name));
+            let removed = credentials.rm(&name).await?;
+            if !removed.any {
+                return Err(missing(&name, removed.without_keyring));
+            }
+            if let Some(why) = removed.without_keyring {
+                report::note(&format!(
+                    "warning: `{name}` is gone from the sealed file; the keyring was not asked, and may keep another: {why}"
+                ));
             }
         }
         Ok(Outcome::Done)
@@ -183,9 +215,9 @@ fn opened(session: &Session, store: &Store, passphrase: Passphrase) -> Kept {
 }
 
 /// A place, as JSON has it.
-fn word(origin: &Origin) -> &'static str {
+fn word(origin: Origin) -> &'static str {
     match origin {
         Origin::Keyring => "keyring",
-        _ => "file",
+        Origin::File => "file",
     }
 }

@@ -9,7 +9,6 @@ mod keyring;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,20 +22,14 @@ use keyring::Keyring;
 
 pub use file::FILE;
 
-/// A name or value is no longer than this.
-const LONGEST_NAME: usize = 128;
+/// No name is longer.
+pub const LONGEST_NAME: usize = 128;
 /// No secret is longer.
 const LONGEST: usize = 64 << 10;
 
-/// Where a secret came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a secret is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag of the command.
-    Flag,
-    /// This variable.
-    Env(&'static str),
-    /// The provider's own configuration file.
-    ProviderFile(PathBuf),
     /// The keyring of the session.
     Keyring,
     /// The sealed file of the store.
@@ -46,9 +39,6 @@ pub enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Flag => f.write_str("flag"),
-            Self::Env(name) => f.write_str(name),
-            Self::ProviderFile(path) => write!(f, "{}", path.display()),
             Self::Keyring => f.pad("keyring"),
             Self::File => f.pad("sealed file"),
         }
@@ -73,19 +63,6 @@ pub trait Passphrases: Send + Sync {
     fn passphrase(&self, what: &str, ask: Ask) -> Result<Secret>;
 }
 
-/// Nobody can be asked: for work that must not wait for a person.
-#[derive(Debug)]
-pub struct Nobody;
-
-impl Passphrases for Nobody {
-    fn passphrase(&self, what: &str, _: Ask) -> Result<Secret> {
-        Err(Error::new(
-            Kind::Unavailable,
-            format!("there is nobody to ask for the passphrase of {what}"),
-        ))
-    }
-}
-
 /// Where a driver's token is looked for before the places of this module.
 #[derive(Clone, Copy)]
 pub struct TokenOption {
@@ -94,7 +71,7 @@ pub struct TokenOption {
     /// The variable.
     pub variable: &'static str,
     /// Reads the provider's own configuration file.
-    pub file: fn() -> Result<Option<(Secret, PathBuf)>>,
+    pub file: fn() -> Result<Option<Secret>>,
 }
 
 /// How a secret was kept.
@@ -104,6 +81,26 @@ pub struct Kept {
     pub origin: Origin,
     /// Why not in the keyring.
     pub instead: Option<String>,
+    /// Why an earlier one is still in the sealed file.
+    pub earlier: Option<String>,
+}
+
+/// What was looked for.
+#[derive(Debug)]
+pub struct Found {
+    /// The secret, where one is kept.
+    pub secret: Option<Secret>,
+    /// Why the keyring was not asked.
+    pub without_keyring: Option<String>,
+}
+
+/// What was removed.
+#[derive(Debug)]
+pub struct Removed {
+    /// Whether there was one.
+    pub any: bool,
+    /// Why the keyring was not asked: it may have one still.
+    pub without_keyring: Option<String>,
 }
 
 /// What is kept where.
@@ -153,23 +150,40 @@ impl Credentials {
     ///
     /// # Errors
     /// When the file has it and cannot be opened. That there is no keyring is none.
-    pub async fn find(&self, name: &str) -> Result<Option<(Secret, Origin)>> {
+    pub async fn find(&self, name: &str) -> Result<Found> {
         check_name(name)?;
-        if let Ok(keyring) = Keyring::open(self.store.id()).await
-            && let Ok(Some(secret)) = keyring.find(name).await
-        {
-            return Ok(Some((secret, Origin::Keyring)));
-        }
-        if !file::names(&self.store)?.iter().any(|kept| kept == name) {
-            return Ok(None);
-        }
-        let kept = self.sealed().open()?;
-        Ok(kept
-            .get(name)
-            .map(|value| (Secret::new(value.clone()), Origin::File)))
+        let asked = match Keyring::open(self.store.id()).await {
+            Ok(keyring) => keyring.find(name).await,
+            Err(why) => Err(why),
+        };
+        let without_keyring = match asked {
+            Ok(Some(secret)) => {
+                return Ok(Found {
+                    secret: Some(secret),
+                    without_keyring: None,
+                });
+            }
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        let secret = if self.is_in_file(name)? {
+            let kept = self.sealed().open()?;
+            kept.get(name).map(|value| Secret::new(value.clone()))
+        } else {
+            None
+        };
+        Ok(Found {
+            secret,
+            without_keyring,
+        })
     }
 
-    /// Keeps a secret under this name: in the keyring, or where there is none in the sealed file.
+    fn is_in_file(&self, name: &str) -> Result<bool> {
+        Ok(file::names(&self.store)?.iter().any(|kept| kept == name))
+    }
+
+    /// Keeps a secret under this name: in the keyring, or where there is none in the sealed file. The keyring's counts, so
+    /// an earlier one in the file goes.
     ///
     /// # Errors
     /// When neither can be written.
@@ -182,6 +196,11 @@ impl Credentials {
                     return Ok(Kept {
                         origin: Origin::Keyring,
                         instead: None,
+                        earlier: self
+                            .forget_in_file(name)
+                            .await
+                            .err()
+                            .map(|error| error.line()),
                     });
                 }
                 Err(why) => why,
@@ -196,7 +215,16 @@ impl Credentials {
         Ok(Kept {
             origin: Origin::File,
             instead: Some(instead),
+            earlier: None,
         })
+    }
+
+    /// Removes a secret from the sealed file; whether there was one.
+    async fn forget_in_file(&self, name: &str) -> Result<bool> {
+        if !self.is_in_file(name)? {
+            return Ok(false);
+        }
+        self.change(|kept| kept.remove(name).is_some()).await
     }
 
     /// The names, and where each is kept. Asks for no passphrase.
@@ -226,48 +254,51 @@ impl Credentials {
         })
     }
 
-    /// Removes a secret from both places; whether there was one.
+    /// Removes a secret from both places. A keyring that cannot be opened is told: what it has stays.
     ///
     /// # Errors
     /// When one of them cannot be changed.
-    pub async fn rm(&self, name: &str) -> Result<bool> {
+    pub async fn rm(&self, name: &str) -> Result<Removed> {
         check_name(name)?;
-        let mut removed = false;
-        if let Ok(keyring) = Keyring::open(self.store.id()).await {
-            removed = keyring.rm(name).await.map_err(|why| {
-                Error::new(
-                    Kind::Unavailable,
-                    format!("failed to remove `{name}` from the keyring"),
-                )
-                .because(why)
-            })?;
-        }
-        if file::names(&self.store)?.iter().any(|kept| kept == name) {
-            removed |= self.change(|kept| kept.remove(name).is_some()).await?;
-        }
-        Ok(removed)
+        let (removed, without_keyring) = match Keyring::open(self.store.id()).await {
+            Ok(keyring) => {
+                let removed = keyring.rm(name).await.map_err(|why| {
+                    Error::new(
+                        Kind::Unavailable,
+                        format!("failed to remove `{name}` from the keyring"),
+                    )
+                    .because(why)
+                })?;
+                (removed, None)
+            }
+            Err(why) => (false, Some(why)),
+        };
+        Ok(Removed {
+            any: self.forget_in_file(name).await? | removed,
+            without_keyring,
+        })
     }
 
-    /// A driver's token, and where it came from.
+    /// A driver's token: from the flag, the environment, the provider's own file, else from where it is kept.
     ///
     /// # Errors
     /// As [`Credentials::find`]; when the provider's file cannot be read.
-    pub async fn token(
-        &self,
-        driver: &'static str,
-        option: TokenOption,
-    ) -> Result<Option<(Secret, Origin)>> {
+    pub async fn token(&self, driver: &'static str, option: TokenOption) -> Result<Found> {
+        let found = |secret| Found {
+            secret: Some(secret),
+            without_keyring: None,
+        };
         if let Some(secret) = self.given.get(driver) {
-            return Ok(Some((secret.clone(), Origin::Flag)));
+            return Ok(found(secret.clone()));
         }
         if let Some(value) = std::env::var(option.variable)
             .ok()
             .filter(|value| !value.is_empty())
         {
-            return Ok(Some((value.into(), Origin::Env(option.variable))));
+            return Ok(found(value.into()));
         }
-        if let Some((secret, path)) = (option.file)()? {
-            return Ok(Some((secret, Origin::ProviderFile(path))));
+        if let Some(secret) = (option.file)()? {
+            return Ok(found(secret));
         }
         self.find(driver).await
     }
@@ -316,13 +347,17 @@ impl Tokens for DriverToken {
     async fn token(&self) -> Result<Secret> {
         let find = || async {
             let found = self.credentials.token(self.driver, self.option).await?;
-            found.map(|(secret, _)| secret).ok_or_else(|| {
+            found.secret.ok_or_else(|| {
                 let (driver, variable) = (self.driver, self.option.variable);
-                Error::new(
+                let none = Error::new(
                     Kind::Unavailable,
                     format!("there is no token for the driver `{driver}`"),
-                )
-                .hint(format!(
+                );
+                let none = match &found.without_keyring {
+                    Some(why) => none.because(format!("the keyring was not asked: {why}")),
+                    None => none,
+                };
+                none.hint(format!(
                     "set {variable}, or let `forge credentials set {driver}` keep it"
                 ))
             })

@@ -123,6 +123,12 @@ impl Images {
         }
     }
 
+    /// The kernel of any image that has one: what an accelerator is tried with.
+    pub fn any_kernel(&self) -> Option<KernelFiles> {
+        let all = self.list().unwrap_or_default();
+        all.iter().find_map(|image| self.base(image).kernel)
+    }
+
     fn ids(&self) -> Result<Vec<String>> {
         let failed = || format!("failed to list `{}`", self.root.display());
         let entries = match fs::read_dir(&self.root) {

@@ -51,12 +51,7 @@ pub fn all() -> &'static [Entry] {
             findings: |forge, config| {
                 Box::pin(async move {
                     // The accelerator is tried with the kernel of a base image, when there is one.
-                    let images = forge.images();
-                    let kernel = images
-                        .list()
-                        .unwrap_or_default()
-                        .iter()
-                        .find_map(|image| images.base(image).kernel);
+                    let kernel = forge.images().any_kernel();
                     let (config, home) = (understood("qemu", config)?, home(forge, "qemu")?);
                     Ok(forge_qemu::findings(&config, &home, kernel.as_ref()).await)
                 })
@@ -295,7 +290,7 @@ pub fn all() -> &'static [Entry] {
                 variable: "FAKE_TOKEN",
                 file: || {
                     let found = forge_driver::fake::token_file()?;
-                    Ok(found.map(|(token, path)| (Secret::new(token), path)))
+                    Ok(found.map(|(token, _)| Secret::new(token)))
                 },
             }),
             default: || Ok(serde_json::json!({})),

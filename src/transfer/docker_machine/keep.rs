@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use forge_driver::Result;
+use sha2::{Digest, Sha256};
 
 use super::Foreign;
-use crate::credentials::Origin;
+use crate::ca::hex;
+use crate::credentials::{LONGEST_NAME, Origin, check_name};
 use crate::machine::Forge;
 use crate::machine::imported::Imported;
 use crate::secret::Secret;
@@ -96,7 +98,7 @@ impl Keeper {
     async fn is_or_becomes(&mut self, forge: &Forge, name: &str, secret: &Secret) -> Result<bool> {
         let found = match self.known.get(name) {
             Some(known) => Some(known.clone()),
-            None => forge.credentials.find(name).await?.map(|(found, _)| found),
+            None => forge.credentials.find(name).await?.secret,
         };
         match found {
             Some(found) => Ok(found == *secret),
@@ -122,20 +124,65 @@ fn of_machine(driver: &str, machine: &str) -> String {
 /// # Errors
 /// When they cannot be removed.
 pub async fn forget(forge: &Forge, name: &str, imported: &Imported) -> Result<()> {
-    let own = allowed(&of_machine(&imported.driver, name));
+    let own = plain(&of_machine(&imported.driver, name));
     for kept in imported.secrets.values().flatten() {
-        if kept.starts_with(&own) {
-            forge.credentials.rm(kept).await?;
+        if !kept.starts_with(&own) {
+            continue;
+        }
+        if let Some(why) = forge.credentials.rm(kept).await?.without_keyring {
+            let text = format!("the keyring was not asked, and may still keep `{kept}`: {why}");
+            forge.events.warning(text).await;
         }
     }
     Ok(())
 }
 
-/// The name as a secret may have it.
+/// The name without what no secret's name has.
+fn plain(name: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._/@".contains(c);
+    let fitting = name.chars().map(|c| if fits(c) { c } else { '-' });
+    fitting.collect()
+}
+
+/// The name as a secret may have it. One that has to be changed for more than single characters ends with what tells it
+/// from others that would be the same.
 fn allowed(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@".contains(c);
-    name.chars()
-        .map(|c| if plain(c) { c } else { '-' })
-        .take(128)
-        .collect()
+    let plain = plain(name);
+    if check_name(&plain).is_ok() {
+        return plain;
+    }
+    let digest = hex(&Sha256::digest(name));
+    let digest = &digest[..8];
+    let start = plain.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    let rest: String = start
+        .chars()
+        .take(LONGEST_NAME - 1 - digest.len())
+        .collect();
+    if rest.is_empty() {
+        return digest.to_owned();
+    }
+    format!("{rest}-{digest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_becomes_one_that_a_secret_can_have() {
+        assert_eq!(allowed("amazonec2/SecretKey"), "amazonec2/SecretKey");
+        assert_eq!(allowed("x/a b"), "x/a-b");
+        let long = format!("x/{}", "y".repeat(200));
+        let odd = [&*long, "x/Token_", "x/", "_", "", "/x", "\u{e4}"];
+        let mut made: Vec<String> = odd.map(allowed).into();
+        for (name, made) in odd.iter().zip(&made) {
+            check_name(made).expect(name);
+        }
+        assert!(allowed("x/Token_").starts_with("x/Token_-"));
+        made.extend([allowed(&format!("{long}z")), allowed("x/Token-")]);
+        made.sort();
+        let count = made.len();
+        made.dedup();
+        assert_eq!(made.len(), count, "{made:?}");
+    }
 }
