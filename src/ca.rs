@@ -23,6 +23,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use sha2::{Digest, Sha256};
+use x509_parser::certificate::X509Certificate;
 
 use crate::event::Events;
 use crate::machine::{Record, Tls};
@@ -175,8 +176,20 @@ impl Authority {
 }
 
 /// SHA-256 of a CA's certificate (the text of its file), in hexadecimal: as records name it.
-pub fn fingerprint(ca: &str) -> String {
-    hex(&Sha256::digest(ca.as_bytes()))
+pub fn fingerprint(ca: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(ca))
+}
+
+/// What is read of a certificate (PEM).
+///
+/// # Errors
+/// Why it is none.
+pub fn of_certificate<T>(
+    pem: impl AsRef<[u8]>,
+    read: impl FnOnce(&X509Certificate<'_>) -> T,
+) -> std::result::Result<T, String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_ref()).map_err(|e| e.to_string())?;
+    Ok(read(&pem.parse_x509().map_err(|e| e.to_string())?))
 }
 
 /// Refuses to make a new CA in `folder` where machines trust an earlier one that was there: they would be locked out.
@@ -212,14 +225,12 @@ fn unused(store: &Store, folder: &Path) -> Result<()> {
 
 /// Whether forge made this CA, by the name of its owner.
 fn is_ours(ca: &str) -> bool {
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(ca.as_bytes()) else {
-        return false;
-    };
-    pem.parse_x509().is_ok_and(|ca| {
+    let owned = |ca: &X509Certificate<'_>| {
         ca.subject()
             .iter_organization()
             .any(|owner| owner.as_str().is_ok_and(|owner| owner == OWNER))
-    })
+    };
+    of_certificate(ca, owned).unwrap_or(false)
 }
 
 /// When a certificate (PEM) ends.
@@ -228,13 +239,9 @@ fn is_ours(ca: &str) -> bool {
 /// [`Kind::Corrupt`] when it is none.
 pub fn ends(certificate: &str) -> Result<Timestamp> {
     let broken = || Error::new(Kind::Corrupt, "a certificate of the store is damaged");
-    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
-        .map_err(|error| broken().because(error.to_string()))?;
-    let parsed = pem
-        .parse_x509()
-        .map_err(|error| broken().because(error.to_string()))?;
-    Timestamp::from_second(parsed.validity().not_after.timestamp())
-        .map_err(|error| broken().because(error))
+    let ends = of_certificate(certificate, |found| found.validity().not_after.timestamp())
+        .map_err(|why| broken().because(why))?;
+    Timestamp::from_second(ends).map_err(|error| broken().because(error))
 }
 
 /// Whether what ends then is to be made anew.
@@ -248,20 +255,18 @@ pub fn within(ends: Timestamp, days: i64) -> bool {
     ends <= until.unwrap_or(Timestamp::MAX)
 }
 
-/// Whether the certificate and the key at these paths belong together.
+/// Whether a certificate and a key (PEM) belong together.
 ///
 /// # Errors
-/// When one of them cannot be read.
+/// When one of them is none.
 pub fn belong_together(certificate: &str, key: &Secret) -> Result<bool> {
     let broken =
         |what: &str| Error::new(Kind::Corrupt, format!("a {what} of the store is damaged"));
-    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
-        .map_err(|error| broken("certificate").because(error.to_string()))?;
-    let parsed = pem
-        .parse_x509()
-        .map_err(|error| broken("certificate").because(error.to_string()))?;
     let key = KeyPair::from_pem(key.expose()).map_err(|error| broken("key").because(error))?;
-    Ok(parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+    of_certificate(certificate, |found| {
+        found.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
+    })
+    .map_err(|why| broken("certificate").because(why))
 }
 
 /// Reads `certs/<name>.pem` with its key; `None` when either is missing or they do not belong together

@@ -19,6 +19,8 @@ use serde_json::json;
 const TOKEN: &str = "dop_v1_0123456789abcdef";
 const AWS: &str = "wJalrXUtnFEMIbPxRfiCYEXAMPLEKEY";
 
+const PROXY: &str = "of-the-proxy";
+
 /// An address that no other test has.
 fn address() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -73,7 +75,7 @@ fn path_with(bin: &Path) -> String {
 fn no_secret(lab: &Lab, root: &str) {
     for (path, bytes) in lab.files() {
         let text = String::from_utf8_lossy(&bytes);
-        for secret in [TOKEN, AWS, "AKIAEXAMPLE", root] {
+        for secret in [TOKEN, AWS, "AKIAEXAMPLE", PROXY, root] {
             let logged = secret == root && path.starts_with(lab.home.join("logs"));
             assert!(
                 logged || !text.contains(secret),
@@ -116,6 +118,18 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
     );
     engine(at(&d, 2376), &droplet);
     old.key("do1");
+    // Its engine was told a proxy with its password, and a mirror.
+    let path = old.root.join("machines/do1/config.json");
+    let mut told: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON");
+    let engine_told = &mut told["HostOptions"]["EngineOptions"];
+    engine_told["Env"] = json!([
+        format!("HTTP_PROXY=http://me:{PROXY}@proxy:3128"),
+        "NO_PROXY=localhost"
+    ]);
+    engine_told["RegistryMirror"] = json!([format!("https://me:{PROXY}@mirror.example")]);
+    engine_told["InstallURL"] = json!(format!("https://me:{PROXY}@mirror.example/docker.sh"));
+    fs::write(&path, told.to_string()).expect("written");
     let gone = address();
     old.machine("ec2", "amazonec2", &json!({"IPAddress": gone, "AccessKey": "AKIAEXAMPLE", "SecretKey": AWS, "InstanceId": "i-0a1b2c", "PrivateIPAddress": "10.0.0.7"}), &[&gone], 1100);
     // Somebody has vouched for its key before.
@@ -164,6 +178,7 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         "has version 1 of docker-machine's format",
         "warning: ec2: the certificate of its engine ended on ",
         "--host-key do1=SHA256:",
+        "warning: do1: its engine was told secrets, which its record leaves out (Env.1, InstallURL, RegistryMirror.1)",
     ] {
         assert!(done.stderr.contains(said), "{said}: {}", done.stderr);
     }
@@ -215,6 +230,17 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
 
     // No secret, and no path of the old store, is anywhere in the new one.
     no_secret(&lab, &root);
+    for words in ["inspect do1", "ls --json"] {
+        let shown = lab.forge(words).env("PATH", &path).ok().stdout;
+        assert!(
+            !shown.contains(PROXY) && shown.contains("do1"),
+            "{words}: {shown}"
+        );
+    }
+    assert_eq!(
+        lab.record("do1")["engine"]["env"],
+        json!(["NO_PROXY=localhost"])
+    );
     assert_eq!(
         lab.record("do1")["imported"]["fields"],
         json!({"DropletID": 3_164_494, "Region": "nyc3"})
@@ -310,7 +336,7 @@ fn machines_of_docker_machine_work_after_an_import_and_their_store_is_as_it_was(
         .env("FORGE_PASSPHRASE_FILE", &phrase)
         .run()
         .code(1);
-    let said = "secrets are kept as `amazonec2/AccessKey` (sealed file), `amazonec2/SecretKey` (sealed file), `digitalocean` (sealed file)\n";
+    let said = "secrets are kept as `amazonec2/AccessKey` (sealed file), `amazonec2/SecretKey` (sealed file), `digitalocean` (sealed file), `digitalocean/Engine.Env.1` (sealed file), `digitalocean/Engine.InstallURL` (sealed file), `digitalocean/Engine.RegistryMirror.1` (sealed file)\n";
     assert!(kept.stderr.contains(said), "{}", kept.stderr);
     let names = lab.forge("credentials ls").ok().stdout;
     assert!(

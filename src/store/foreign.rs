@@ -9,7 +9,7 @@ use std::path::Path;
 use forge_driver::{Error, Kind, Result};
 
 /// More is no configuration of a machine.
-const LARGEST: u64 = 1 << 20;
+pub const LARGEST: u64 = 1 << 20;
 /// So many machines are named; of more, only how many there are.
 const NAMED: usize = 3;
 

@@ -17,6 +17,7 @@ use forge_driver::{Error, Kind, Result, atomic};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use foreign::LARGEST as LARGEST_FOREIGN;
 pub use records::{
     FORMAT, forget, json, parse, read_json, remove_file, write_file, write_files, write_json,
 };

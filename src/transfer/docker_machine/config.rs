@@ -12,11 +12,10 @@ use serde_json::{Map, Value};
 use super::secrets;
 use crate::engine_options::{EngineOptions, Install};
 use crate::secret::Secret;
+use crate::store::LARGEST_FOREIGN;
 
 /// The version of the format that is read.
 const VERSION: u64 = 3;
-/// More is no configuration of a machine.
-const LARGEST: u64 = 1 << 20;
 
 /// The fields of every driver, which say where things are: records have them in their own way.
 const OF_ALL: [&str; 9] = [
@@ -66,7 +65,7 @@ pub fn read(root: &Path, folder: &Path) -> Result<Foreign> {
     let path = folder.join("config.json");
     let failed = |kind| Error::new(kind, format!("`{}` cannot be read", path.display()));
     let found = fs::metadata(&path).map_err(|error| failed(Kind::Corrupt).because(error))?;
-    if !found.is_file() || found.len() > LARGEST {
+    if !found.is_file() || found.len() > LARGEST_FOREIGN {
         return Err(failed(Kind::Corrupt).because("it is no configuration of a machine"));
     }
     let text = fs::read(&path).map_err(|error| failed(Kind::Io).because(error))?;
@@ -147,7 +146,9 @@ fn understood(
     };
     let user = Some(word("SSHUser")).filter(|user| !user.is_empty());
     let key = key(folder, &word("SSHKeyPath"));
-    let secrets = secrets::take_out(&driver, &mut fields);
+    let mut secrets = secrets::take_out(&driver, &mut fields);
+    let mut engine_told = options["EngineOptions"].clone();
+    secrets.extend(secrets::take_out_of_engine(&mut engine_told));
     fields.retain(|name, value| !OF_ALL.contains(&name.as_str()) && !is_path(value));
     Ok(Foreign {
         ssh,
@@ -156,7 +157,7 @@ fn understood(
         key,
         client: client(root, folder),
         server: ["server.pem", "server-key.pem"].map(|name| folder.join(name)),
-        engine_options: engine_options(&options["EngineOptions"]),
+        engine_options: engine_options(&engine_told),
         sans: words(&options["AuthOptions"]["ServerCertSANs"]),
         driver,
         fields,

@@ -20,8 +20,9 @@ use forge_virtualbox::Adopted;
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use x509_parser::extensions::GeneralName;
 
-use crate::ca::hex;
+use crate::ca::{self, hex};
 use crate::machine::imported::{self, Imported};
 use crate::machine::record::valid_name;
 use crate::machine::{Forge, Record, SshAccess, Stage, Tls};
@@ -302,6 +303,17 @@ async fn new(
             "the certificate of its engine is not there, so when it ends is not known".to_owned(),
         ),
     }
+    let told: Vec<&str> = foreign
+        .secrets
+        .iter()
+        .filter_map(|(name, _)| name.strip_prefix(secrets::OF_ENGINE))
+        .collect();
+    if !told.is_empty() {
+        notes.push(format!(
+            "its engine was told secrets, which its record leaves out ({}): the engine keeps them, and one that is set up anew has to be told them again",
+            told.join(", ")
+        ));
+    }
     record.save(&forge.store)?;
     Ok(Done {
         new: true,
@@ -451,27 +463,27 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// What is known of the engine's certificate; `None` where there is none.
 fn certificate(folder: &Path) -> Option<Tls> {
     let server = read(&folder.join("server.pem")).ok()?;
-    let ca = read(&folder.join("ca.pem")).ok()?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&server).ok()?;
-    let parsed = pem.parse_x509().ok()?;
-    let mut names: Vec<String> = Vec::new();
-    if let Ok(Some(alternatives)) = parsed.subject_alternative_name() {
-        for name in &alternatives.value.general_names {
-            match name {
-                x509_parser::extensions::GeneralName::DNSName(name) => {
-                    names.push((*name).to_owned());
+    let authority = read(&folder.join("ca.pem")).ok()?;
+    let (mut names, ends) = ca::of_certificate(&server, |found| {
+        let mut names: Vec<String> = Vec::new();
+        if let Ok(Some(alternatives)) = found.subject_alternative_name() {
+            for name in &alternatives.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) => names.push((*name).to_owned()),
+                    GeneralName::IPAddress(bytes) => names.extend(ip(bytes)),
+                    _ => {}
                 }
-                x509_parser::extensions::GeneralName::IPAddress(bytes) => names.extend(ip(bytes)),
-                _ => {}
             }
         }
-    }
+        (names, found.validity().not_after.timestamp())
+    })
+    .ok()?;
     names.sort();
     names.dedup();
     Some(Tls {
         names,
-        expires: Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()?,
-        authority: hex(&Sha256::digest(&ca)),
+        expires: Timestamp::from_second(ends).ok()?,
+        authority: ca::fingerprint(&authority),
     })
 }
 

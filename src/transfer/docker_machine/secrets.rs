@@ -57,6 +57,50 @@ pub fn take_out(driver: &str, fields: &mut Map<String, Value>) -> Vec<(String, S
     taken
 }
 
+/// What stands before the names of secrets that an engine was told.
+pub const OF_ENGINE: &str = "Engine.";
+
+/// Takes the secrets out of what an engine was told: passwords in addresses, as that of a proxy, and variables whose names
+/// say what they are.
+pub fn take_out_of_engine(options: &mut Value) -> Vec<(String, Secret)> {
+    let mut taken = Vec::new();
+    for name in [
+        "ArbitraryFlags",
+        "Env",
+        "InsecureRegistry",
+        "InstallURL",
+        "Labels",
+        "RegistryMirror",
+    ] {
+        let Some(value) = options.get_mut(name) else {
+            continue;
+        };
+        let at = format!("{OF_ENGINE}{name}");
+        let named = |word: &str| {
+            let variable = word.split_once('=').filter(|(_, value)| !value.is_empty());
+            ["ArbitraryFlags", "Env"].contains(&name)
+                && variable.is_some_and(|(name, _)| is_common(name))
+        };
+        match value {
+            Value::String(text) if is_secret(text) => {
+                taken.push((at, Secret::new(text.as_str())));
+                *value = Value::Null;
+            }
+            Value::Array(words) => {
+                let mut number = 0;
+                words.retain(|word| {
+                    number += 1;
+                    let secret = word.as_str().filter(|word| is_secret(word) || named(word));
+                    taken.extend(secret.map(|word| (format!("{at}.{number}"), Secret::new(word))));
+                    secret.is_none()
+                });
+            }
+            _ => {}
+        }
+    }
+    taken
+}
+
 fn walk(
     known: &[&str],
     above: &str,
@@ -145,6 +189,41 @@ mod tests {
             .map(|(name, secret)| (name, secret.expose().to_owned()))
             .collect();
         (fields, taken)
+    }
+
+    #[test]
+    fn what_an_engine_was_told_loses_its_passwords_alone() {
+        let mut options = json!({
+            "Env": ["HTTP_PROXY=http://me:s3cret@proxy:3128", "NO_PROXY=localhost", "HUB_TOKEN=t0k3n", "HTTPS_PROXY=http://proxy:3128"],
+            "InstallURL": "https://me:s3cret@mirror.example/docker.sh",
+            "RegistryMirror": ["https://mirror.example", "https://me:s3cret@other.example"],
+            "Labels": ["a=b"], "InsecureRegistry": null, "ArbitraryFlags": ["debug=true"], "TlsVerify": true,
+        });
+        let mut taken: Vec<(String, String)> = take_out_of_engine(&mut options)
+            .into_iter()
+            .map(|(name, secret)| (name, secret.expose().to_owned()))
+            .collect();
+        taken.sort();
+        assert_eq!(
+            options,
+            json!({
+                "Env": ["NO_PROXY=localhost", "HTTPS_PROXY=http://proxy:3128"], "InstallURL": null,
+                "RegistryMirror": ["https://mirror.example"], "Labels": ["a=b"], "InsecureRegistry": null,
+                "ArbitraryFlags": ["debug=true"], "TlsVerify": true,
+            })
+        );
+        assert_eq!(
+            taken,
+            [
+                pair("Engine.Env.1", "HTTP_PROXY=http://me:s3cret@proxy:3128"),
+                pair("Engine.Env.3", "HUB_TOKEN=t0k3n"),
+                pair(
+                    "Engine.InstallURL",
+                    "https://me:s3cret@mirror.example/docker.sh"
+                ),
+                pair("Engine.RegistryMirror.2", "https://me:s3cret@other.example"),
+            ]
+        );
     }
 
     fn pair(name: &str, secret: &str) -> (String, String) {
