@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::host::Host;
 use common::points::{ABORTED, each};
-use common::{Ended, Lab, Run};
+use common::{Ended, Lab, Run, until};
 use forge_lab::old::{OldStore, Sshd};
 use serde_json::{Value, json};
 
@@ -46,10 +46,7 @@ fn import<'a>(lab: &'a Lab, file: &Path) -> Run<'a> {
 }
 
 fn set(lab: &Lab, name: &str, field: &str, value: Value) {
-    let path = lab.home.join("machines").join(name).join("machine.json");
-    let mut record = lab.record(name);
-    record[field] = value;
-    fs::write(path, record.to_string()).expect("written");
+    lab.alter(name, |record| record[field] = value);
 }
 
 /// Whether the text stands in a file that forge goes by, or that it made for others.
@@ -334,7 +331,7 @@ fn a_machine_of_docker_machines_keeps_its_only_key() {
     old.machine(
         "g1",
         "generic",
-        &json!({"IPAddress": host, "SSHPort": 2222}),
+        &json!({"IPAddress": host, "SSHPort": 2222, "Password": "of the host"}),
         &[&host],
         1,
     );
@@ -345,8 +342,10 @@ fn a_machine_of_docker_machines_keeps_its_only_key() {
         old.root.display(),
         sshd.fingerprint
     );
-    here.forge(&words).ok();
+    knowing(&here, &words).ok();
     here.forge("ssh g1 exit 42").run().code(42);
+    let secrets = |lab: &Lab| lab.record("g1")["imported"]["secrets"].clone();
+    assert_eq!(secrets(&here), json!({"Password": "generic/Password"}));
     let out = here.folder().join("moving.forge");
     let words = format!("export g1 -o {}", out.display());
     let ended = knowing(&here, &words).run().code(1);
@@ -359,6 +358,7 @@ fn a_machine_of_docker_machines_keeps_its_only_key() {
     let file = exported(&here, "");
     import(&there, &file).ok();
     tell(&there, "g1", &[("host", host.into())]);
+    assert_eq!(secrets(&there), json!({"Password": null}), "it stayed");
     let key = |lab: &Lab| fs::read(lab.home.join("machines/g1/id_rsa")).expect("its key");
     assert_eq!(key(&here), key(&there));
     there.forge("ssh g1 exit 42").run().code(42);
@@ -454,6 +454,31 @@ fn what_does_not_come_along_is_told() {
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect();
     assert_eq!(names, ["small"]);
+}
+
+#[test]
+fn an_export_that_waited_looks_at_clusters_again() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    set(&lab, "n1", "config", json!({"travel": "records"}));
+    let lock = fs::File::open(lab.home.join("locks/machine-n1.lock")).expect("a lock");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+    let running = knowing(&lab, "export n1 -o out").start();
+    let fds = PathBuf::from(format!("/proc/{}/fd", running.child.id()));
+    until("it waits", || {
+        let open = fs::read_dir(&fds).expect("it runs").flatten();
+        open.filter_map(|fd| fs::read_link(fd.path()).ok())
+            .any(|path| path.ends_with("machine-n1.lock"))
+    });
+    let member = json!({"cluster": "web", "zone": "z1", "role": "worker"});
+    set(&lab, "n1", "member", member);
+    drop(lock);
+    let ended = running.wait(&lab).code(1);
+    says(
+        &ended,
+        "one of them came into a cluster or left it\nhint: run the same command again",
+    );
+    assert!(!lab.folder().join("out").exists());
 }
 
 #[test]
@@ -615,7 +640,16 @@ fn an_import_that_is_given_up_leaves_nothing_once_another_comes() {
     killed.code(ABORTED);
     assert_eq!(there.provider.vms().expect("machines").len(), 1);
     there.forge("ls -q").says(0, "", "");
+    // Nothing lists it but what says how one goes on.
+    let said = "an import of n1 was cut off: what it had begun takes room, and is listed nowhere\nhint: `forge import FILE` with the same file goes on";
+    says(&there.forge("ls").ok(), said);
+    let found = there.forge("doctor --json").run().json();
+    let found = found["findings"].as_array().expect("findings").iter();
+    let imports: Vec<_> = found.filter(|entry| entry["what"] == "import").collect();
+    assert_eq!(imports.len(), 1);
+    assert_eq!(imports[0]["ok"], false);
     import(&there, &second).ok();
+    assert_eq!(there.forge("ls").ok().stderr, "");
     let vms = there.provider.vms().expect("machines");
     assert_eq!(vms.iter().map(|vm| &*vm.name).collect::<Vec<_>>(), ["m1"]);
     assert!(!there.home.join("machines/n1").exists());

@@ -11,6 +11,7 @@ use forge::machine::tls::{self, Ending};
 use forge::machine::{Forge, Record, Stage, relocate};
 use forge::place::Role;
 use forge::store::Store;
+use forge::transfer::import;
 use forge_driver::{Context, Error, Kind, Result, State};
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ use super::format::Layout;
 use super::persona::Persona;
 use super::table::table;
 use super::wait::Wait;
-use super::{Outcome, Session};
+use super::{Outcome, Session, report};
 use filter::{Facts, Filters};
 
 /// List machines
@@ -129,6 +130,17 @@ impl Ls {
         } else {
             let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
             print!("{}", table(&HEADINGS, &cells));
+        }
+        // Whoever runs scripts is told by `forge doctor`.
+        if !self.quiet
+            && columns == Persona::Forge
+            && let Some(Ok(Some(missing))) = store.as_ref().map(import::cut_off)
+        {
+            report::note(&format!(
+                "{}\nhint: {}",
+                import::left_over(&missing),
+                import::GO_ON
+            ));
         }
         Ok(Outcome::Done)
     }

@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Entry;
-use crate::store::not_foreign;
+use crate::store::{Store, not_foreign};
+use crate::transfer::import::{GO_ON, cut_off, left_over};
 
 /// What the finding about the folder itself is about.
 pub const FOLDER: &str = "folder";
@@ -14,7 +15,20 @@ const ROOM: u64 = 5 << 30;
 
 /// Looks at the store in `root`, or at the place where it would be made.
 pub fn findings(root: &Path) -> Vec<Entry> {
-    vec![folder(root), room(root)]
+    let mut findings = vec![folder(root), room(root)];
+    findings.extend(import(root));
+    findings
+}
+
+/// An import that was cut off, where there is one.
+fn import(root: &Path) -> Option<Entry> {
+    // A store that cannot be read is told of with its folder.
+    let store = Store::existing(root).ok().flatten()?;
+    let detail = match cut_off(&store) {
+        Ok(missing) => left_over(&missing?),
+        Err(error) => error.line(),
+    };
+    Some(Entry::new("store", "import", false, detail).remedy(GO_ON))
 }
 
 fn folder(root: &Path) -> Entry {

@@ -8,6 +8,8 @@
 //! A machine is there once its record is, which is the last of it that is written. After a kill the same command goes on;
 //! an import of another file clears away first what the one before began and did not end.
 
+mod arrivals;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
@@ -22,25 +24,21 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::archive::{self, Interruptible, Manifest, Small, Smalls, WHAT};
-use super::enters_by_key;
 use crate::ca;
-use crate::cluster::record::ClusterRecord;
-use crate::cluster::spec::ClusterName;
-use crate::machine::{Forge, Record, Stage, companions, record, renew};
-use crate::registry::{self, Travel};
+use crate::machine::{Forge, Record, record, renew};
+use crate::registry;
 use crate::seal::{Key, Sealed};
 use crate::secret::Secret;
 use crate::store::addresses::{self, Placement};
 use crate::store::lock::{Guarded, acquire, acquire_all, try_acquire};
 use crate::store::{self, Store, read_json, write_file, write_json};
 
+use arrivals::{Arrival, MACHINE, arrivals, below, check_clusters, new_clusters, new_here};
+
 /// Where an import keeps what is on its way.
 const FOLDER: &str = ".import";
 /// What it has begun.
 const JOURNAL: &str = "import.json";
-/// The records' file names.
-const MACHINE: &str = "machine.json";
-const CLUSTER: &str = "cluster.json";
 
 /// A file that was verified to its last byte, and the key that opens it again.
 pub struct Verified {
@@ -75,14 +73,6 @@ struct Begun {
     driver: String,
     config: Value,
     /// The driver is to be asked to remove what it has made for it.
-    disk: bool,
-}
-
-/// One machine of a file.
-struct Arrival {
-    record: Record,
-    files: BTreeMap<String, Small>,
-    driver_files: BTreeMap<String, Small>,
     disk: bool,
 }
 
@@ -145,7 +135,7 @@ pub async fn import(forge: &Forge, verified: &Verified) -> Result<Imported> {
 async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Imported> {
     let store = &forge.store;
     let (manifest, smalls) = contents(verified, None)?;
-    let arrivals = arrivals(&manifest, &smalls)?;
+    let found = arrivals(&manifest, &smalls)?;
     check_clusters(&manifest)?;
     let before: Option<Journal> = read_json(&journal(aside))?;
     clear(forge, before.as_ref()).await?;
@@ -163,7 +153,7 @@ async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Im
     )
     .await?;
     let again = before.is_some_and(|before| before.archive == manifest.id);
-    let (coming, there) = new_here(store, arrivals, again)?;
+    let (coming, there) = new_here(store, found, again)?;
     let clusters = new_clusters(store, &manifest, &smalls, again)?;
     let disks = put_aside(verified, store, aside, &manifest, &coming)?;
     let strangers = settle(forge, &manifest, &smalls, aside, coming, &disks).await?;
@@ -182,6 +172,40 @@ async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Im
         strangers,
     })
 }
+
+/// The machines of an import that was cut off and not gone on with: those that are not here yet, of which parts may be.
+/// `None` while there is none, or one that is under way.
+///
+/// # Errors
+/// What the file system reports.
+pub fn cut_off(store: &Store) -> Result<Option<Vec<String>>> {
+    let aside = store.root().join(FOLDER);
+    if !aside.is_dir() || try_acquire(store, &Guarded::Imports)?.is_none() {
+        return Ok(None);
+    }
+    let before: Option<Journal> = read_json(&journal(&aside))?;
+    let mut missing = Vec::new();
+    for begun in before.map(|before| before.machines).unwrap_or_default() {
+        let here = Record::find(store, &begun.name);
+        if !here.is_ok_and(|here| here.is_some_and(|here| here.claim == begun.claim)) {
+            missing.push(begun.name);
+        }
+    }
+    Ok(Some(missing))
+}
+
+/// What is said of an import that was cut off.
+pub fn left_over(missing: &[String]) -> String {
+    let machines = match missing {
+        [] => String::new(),
+        names => format!(" of {}", names.join(", ")),
+    };
+    format!("an import{machines} was cut off: what it had begun takes room, and is listed nowhere")
+}
+
+/// How one goes on with it.
+pub const GO_ON: &str =
+    "`forge import FILE` with the same file goes on; with another one it clears that away first";
 
 /// Removes what an import that failed has made of machines that are not whole, and the disks that it put aside. Its journal
 /// stays where machines came in: the same file goes on.
@@ -303,73 +327,6 @@ fn room(store: &Store, bytes: u64) -> Result<()> {
     .hint("free some space, or set FORGE_HOME to a folder where there is more"))
 }
 
-/// The machines of a file, each checked to be what the manifest says.
-fn arrivals(manifest: &Manifest, smalls: &Smalls) -> Result<Vec<Arrival>> {
-    let strange = |why: String| {
-        Error::new(Kind::Corrupt, "the archive is not what it should be").because(why)
-    };
-    let mut found: Vec<Arrival> = Vec::new();
-    let mut seen = BTreeSet::new();
-    for item in &manifest.machines {
-        let name = &item.name;
-        if !record::valid_name(name) || !seen.insert(name.clone()) {
-            return Err(strange(format!(
-                "`{}` names no machine",
-                name.escape_debug()
-            )));
-        }
-        let mut files = below(smalls, &format!("machines/{name}/"));
-        let text = files
-            .remove(MACHINE)
-            .ok_or_else(|| strange(format!("machine `{name}` has no record")))?;
-        let record: Record = store::parse(
-            Path::new(&format!("machines/{name}/{MACHINE}")),
-            &text.bytes,
-        )?;
-        let travel = (registry::find(&record.driver)?.travel)(&record.config)?;
-        let as_said = record.name == *name
-            && record.claim == item.claim
-            && record.stage == Stage::Ready
-            && !record.leaving
-            && !record.ssh.key.contains('/')
-            // A machine that stays where it is may have no SSH.
-            && (item.disk.is_none() && !enters_by_key(&record)
-                || files.contains_key(&record.ssh.key))
-            && (travel == Travel::Disk) == item.disk.is_some()
-            && !matches!(travel, Travel::Never(_));
-        if !as_said {
-            return Err(strange(format!(
-                "the record of machine `{name}` is not the one that was exported"
-            )));
-        }
-        files.retain(|file, _| !companions::is_one(file, &record));
-        let driver_files = below(
-            smalls,
-            &format!("drivers/{}/{}/", record.driver, record.claim),
-        );
-        found.push(Arrival {
-            record,
-            files,
-            driver_files,
-            disk: item.disk.is_some(),
-        });
-    }
-    if found.is_empty() {
-        return Err(strange("there is no machine in it".to_owned()));
-    }
-    Ok(found)
-}
-
-/// The files directly below a folder, by name.
-fn below(smalls: &Smalls, folder: &str) -> BTreeMap<String, Small> {
-    smalls
-        .iter()
-        .filter_map(|(path, small)| Some((path.strip_prefix(folder)?, small)))
-        .filter(|(name, _)| !name.contains('/'))
-        .map(|(name, small)| (name.to_owned(), small.clone()))
-        .collect()
-}
-
 /// Removes what an earlier import began and did not end: machines without a record. One that somebody works on is that
 /// command's own.
 async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
@@ -398,89 +355,6 @@ async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The machines that are to come, and the names of those that an earlier attempt has brought.
-fn new_here(
-    store: &Store,
-    arrivals: Vec<Arrival>,
-    again: bool,
-) -> Result<(Vec<Arrival>, Vec<String>)> {
-    let here = Record::all(store)?;
-    let (mut coming, mut there, mut taken) = (Vec::new(), Vec::new(), Vec::new());
-    for arrival in arrivals {
-        let name = &arrival.record.name;
-        let claim = arrival.record.claim;
-        let same = here.iter().find(|(other, _)| other == name);
-        let twin = here
-            .iter()
-            .find(|(_, other)| other.as_ref().is_ok_and(|other| other.claim == claim));
-        match (same, twin) {
-            (None, None) => coming.push(arrival),
-            (Some((_, Ok(other))), _) if again && other.claim == claim => there.push(name.clone()),
-            (Some(_), _) => taken.push(format!("`{name}`")),
-            (None, Some((other, _))) => taken.push(format!("`{name}` (here it is `{other}`)")),
-        }
-    }
-    if taken.is_empty() {
-        return Ok((coming, there));
-    }
-    Err(Error::new(
-        Kind::Precheck,
-        format!("machines of these names are in this store already: {}", taken.join(", ")),
-    )
-    .hint("import into another store: `forge --storage-path DIR import FILE`; or remove them here first"))
-}
-
-/// Refuses names that are none of clusters, or are there twice, before they are locked.
-fn check_clusters(manifest: &Manifest) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    let odd = manifest
-        .clusters
-        .iter()
-        .find(|name| name.parse::<ClusterName>().is_err() || !seen.insert(*name));
-    odd.map_or(Ok(()), |name| {
-        Err(
-            Error::new(Kind::Corrupt, "the archive is not what it should be")
-                .because(format!("`{}` names no cluster", name.escape_debug())),
-        )
-    })
-}
-
-/// The clusters of a file, none of which is here, but for those of an earlier attempt.
-fn new_clusters(
-    store: &Store,
-    manifest: &Manifest,
-    smalls: &Smalls,
-    again: bool,
-) -> Result<Vec<ClusterRecord>> {
-    let mut found = Vec::new();
-    for name in &manifest.clusters {
-        let path = format!("clusters/{name}/{CLUSTER}");
-        let text = smalls.get(&path).ok_or_else(|| {
-            Error::new(Kind::Corrupt, "the archive is not what it should be")
-                .because(format!("cluster `{}` has no record", name.escape_debug()))
-        })?;
-        let cluster: ClusterRecord = store::parse(Path::new(&path), &text.bytes)?;
-        if cluster.spec.name.as_str() != name {
-            return Err(
-                Error::new(Kind::Corrupt, "the archive is not what it should be")
-                    .because(format!("the record of cluster `{name}` is another's")),
-            );
-        }
-        match ClusterRecord::find(store, &cluster.spec.name)? {
-            Some(there) if again && there.cluster_id == cluster.cluster_id => {}
-            Some(_) => {
-                return Err(Error::new(
-                    Kind::Precheck,
-                    format!("a cluster `{name}` is in this store already"),
-                )
-                .hint("import into another store: `forge --storage-path DIR import FILE`"));
-            }
-            None => found.push(cluster),
-        }
-    }
-    Ok(found)
 }
 
 /// Brings the machines in. The names of those whose certificates are not of this store's authority.
@@ -618,12 +492,7 @@ fn spec(forge: &Forge, arrival: &Arrival, disks: &Disks) -> Result<Spec> {
         )
     })?;
     // An accelerator is tried with a kernel; that of any base image will do.
-    let images = forge.images();
-    let kernel = images
-        .list()
-        .unwrap_or_default()
-        .iter()
-        .find_map(|image| images.base(image).kernel);
+    let kernel = forge.images().any_kernel();
     Ok(Spec {
         claim: record.claim,
         name: record.name.clone(),
@@ -679,6 +548,10 @@ async fn enter(
         None
     };
     let mut record = arrival.record;
+    if let Some(imported) = &mut record.imported {
+        // Its secrets stayed in the keyring or the sealed file that they are in.
+        imported.secrets.values_mut().for_each(|kept| *kept = None);
+    }
     let folder = store.machine_dir(&record.name);
     // Keys without a record are nobody's.
     store::forget(&folder, MACHINE)?;
