@@ -2,6 +2,7 @@
 //! Debian host with an engine, a configuration and containers of its own, which a second store adopts and leaves.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use forge_lab::{Steps, Store, text};
 
@@ -106,6 +107,52 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
     );
     owner.ok(&["rm", "-y", "v1"]);
     assert_eq!(owner.left(), Vec::<String>::new());
+}
+
+/// A newer package of the engine's, in a repository on the machine itself; and a package that takes two minutes.
+const PACKAGES: &str = r#"set -e
+mkdir -p /srv/repo /srv/new/DEBIAN /srv/slow/DEBIAN
+dpkg -L runc | while read -r path; do
+    [ ! -f "$path" ] || cp -a --parents "$path" /srv/new/
+done
+dpkg-query -s runc | sed -e '/^Status:/d' -e 's/^\(Version: .*\)/\1.1/' >/srv/new/DEBIAN/control
+dpkg-deb -Znone -b /srv/new /srv/repo/runc.deb >/dev/null
+cd /srv/repo
+cp /srv/new/DEBIAN/control Packages
+printf 'Filename: ./runc.deb\nSize: %s\nSHA256: %s\n' "$(stat -c %s runc.deb)" "$(sha256sum runc.deb | cut -d ' ' -f 1)" >>Packages
+rm -f /etc/apt/sources.list.d/*
+echo 'deb [trusted=yes] file:/srv/repo ./' >/etc/apt/sources.list
+printf 'Package: slow\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: slow\n' >/srv/slow/DEBIAN/control
+printf '#!/bin/sh\ntouch /srv/began\nsleep 120\n' >/srv/slow/DEBIAN/postinst
+chmod 755 /srv/slow/DEBIAN/postinst
+dpkg-deb -Znone -b /srv/slow /srv/slow.deb >/dev/null
+setsid dpkg -i /srv/slow.deb >/dev/null 2>&1 </dev/null &
+tries=0
+until [ -e /srv/began ] || [ $tries -gt 60 ]; do tries=$((tries + 1)); sleep 0.5; done
+"#;
+
+#[test]
+fn lab_point_07_a_lock_that_is_held_for_two_minutes_is_waited_for() {
+    let mut steps = Steps::new("apt's lock");
+    let store = Store::new(FORGE);
+    steps.step("a machine on which another program installs a package");
+    store.ok(&["create", "--driver", "qemu", "v1"]);
+    store.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(PACKAGES)]);
+    let held = Instant::now();
+    let packages = "dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\\n' runc slow";
+    let before = store.ssh("v1", packages);
+    assert!(before.contains("slow 1 half-configured"), "{before}");
+    steps.step("upgraded meanwhile");
+    let upgraded = store.run(&["upgrade", "v1"]).ok();
+    let took = held.elapsed();
+    assert!(took > Duration::from_secs(100), "{took:?}: {upgraded}");
+    let said = "another program holds the lock /var/lib/dpkg/lock-frontend. It is held by process";
+    assert!(upgraded.err.contains(said), "{upgraded}");
+    assert!(upgraded.err.contains("(dpkg)"), "{upgraded}");
+    let after = store.ssh("v1", packages);
+    assert!(after.contains("slow 1 installed"), "{after}");
+    assert!(after.contains(".1 installed"), "the newer one: {after}");
+    assert_ne!(before, after);
 }
 
 /// One word of the shell at the other end.

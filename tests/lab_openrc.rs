@@ -27,7 +27,7 @@ const SUPERVISED: &str = r#"set -e
 rc-service docker stop >/dev/null
 rm -f /etc/default/docker
 mkdir -p /etc/conf.d
-printf '# what the engine is started with\nDOCKER_OPTS="--label floor=2"\nDOCKERD_BINARY=/usr/sbin/dockerd\n' >/etc/conf.d/docker
+printf '# what the engine is started with\nDOCKER_OPTS="--log-level=warn"\nDOCKERD_BINARY=/usr/sbin/dockerd\n' >/etc/conf.d/docker
 cat >/etc/init.d/docker <<'SERVICE'
 #!/sbin/openrc-run
 supervisor=supervise-daemon

@@ -6,7 +6,7 @@ use forge_driver::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::engine::found::{Found, Init};
+use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
 use crate::engine_options::EngineOptions;
 use crate::machine::Forge;
@@ -175,10 +175,6 @@ fn engine(found: &Found, facts: &Facts, settings: &Settings, port: u16) -> Resul
         (Some("inactive") | None, None) => "the engine is restarted once".to_owned(),
         (Some(_), _) => "the engine is restarted once; it is in a swarm, and its containers are restarted with it".to_owned(),
     });
-    if found.init == Some(Init::OpenRc) {
-        changes.push("/etc/conf.d/docker: lines of forge's".to_owned());
-        changes.dedup();
-    }
     Ok(changes)
 }
 

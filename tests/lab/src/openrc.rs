@@ -88,7 +88,7 @@ impl OpenRc {
             .arg(image.join("initrd.img"))
             .args([
                 "-append",
-                "root=LABEL=openrc rw console=ttyS0 net.ifnames=0 quiet",
+                "root=LABEL=openrc rw console=ttyS0 net.ifnames=0 apparmor=0 quiet",
             ])
             .args(["-drive", &drive("disk.qcow2", "format=qcow2,cache=unsafe")])
             .args(["-drive", &drive("own.tar", "format=raw,readonly=on")])
