@@ -58,7 +58,7 @@ cat /etc/docker/daemon.json
 /// Besides, what is the same once the host was left.
 const FILES: &str = r#"find /etc/docker /etc/conf.d /etc/default/docker /etc/init.d/docker /var/lib/forge 2>/dev/null | sort
 sha256sum /etc/conf.d/docker /etc/default/docker /etc/init.d/docker 2>/dev/null
-cat /root/.ssh/authorized_keys
+cat ~root/.ssh/authorized_keys
 rc-update show default
 docker info -f '{{.Labels}}'
 grep -c ':0948 ' /proc/net/tcp6 || :

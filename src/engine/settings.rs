@@ -166,13 +166,9 @@ pub fn check_for_swarm(wished: &EngineOptions) -> Result<()> {
     }
 }
 
-/// Whether a wish for a switch turns it on.
+/// Whether a wish for a switch turns it on, as Go reads it (`strconv.ParseBool`).
 fn is_on(wish: &Wish) -> bool {
-    let (key, form) = keys::of(&wish.flag.name);
-    let mut file = Map::new();
-    // What is no value of it is told where all wishes are looked at.
-    let _ = keys::put(&mut file, key, form, &wish.flag.value);
-    file.get(key) == Some(&Value::Bool(true))
+    ["1", "t", "T", "true", "TRUE", "True"].contains(&wish.flag.value.as_str())
 }
 
 /// A configuration which says whether containers outlive the engine.
