@@ -189,6 +189,40 @@ fn known_hosts_says_whom_to_trust_hashed_or_not_and_whom_not() {
 }
 
 #[test]
+fn a_host_is_known_by_what_ssh_reaches_and_not_by_the_word_that_was_said() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    let words = host
+        .options()
+        .replace("--generic-ip-address 127.0.0.1", "--generic-ip-address web")
+        .replace(
+            "config none",
+            &format!("config {}", host.at("config").display()),
+        );
+    let create = |known: &str| {
+        let config = host.config(known);
+        let more = fs::read_to_string(&config).expect("a configuration");
+        fs::write(&config, format!("Host web\n  HostName 127.0.0.1\n{more}")).expect("written");
+        lab.forge(&format!("create {words} n1")).run()
+    };
+    let plain = host.known("host");
+    let of_web = |key: &str| host.known(key).replace("127.0.0.1", "web");
+    // Another host's line, by that word.
+    let refused = create(&of_web("host")).code(1);
+    assert!(
+        refused.stderr.contains("is the host key of `web`"),
+        "{}",
+        refused.stderr
+    );
+    key(&host.at("other"), "ed25519", "");
+    let refused = create(&host.known("other")).code(1);
+    let hint = format!("ssh-keygen -R [127.0.0.1]:{}`", host.port);
+    assert!(refused.stderr.contains(&hint), "{}", refused.stderr);
+    nobody_tried(&host);
+    create(&format!("{}{plain}", of_web("other"))).code(0);
+    lab.forge("rm -y n1").ok();
+}
+
+#[test]
 fn an_authority_certifies_hosts_under_their_names() {
     let (lab, mut host) = (Lab::bare(), Host::new());
     key(&host.at("ca"), "ed25519", "");
@@ -590,6 +624,45 @@ fn a_host_that_lets_nobody_in_any_more_is_asked_once() {
     fs::write(gate.at("home/.ssh/authorized_keys"), "").expect("written");
     // The provider is asked whether the host before accepts connections, too.
     assert!(asked(&gate) <= 2, "{}", gate.log());
+}
+
+#[test]
+fn a_host_before_is_entered_as_ssh_is_configured_for_it_every_time() {
+    let (lab, gate, host) = (Lab::bare(), Host::new(), Host::new());
+    // No agent: the key, and the name that its host key is known by, are in the configuration alone.
+    let known = gate
+        .known("host")
+        .replace(&format!("[127.0.0.1]:{}", gate.port), "gate.example");
+    let config = gate.config(&known);
+    let more = fs::read_to_string(&config).expect("a configuration");
+    fs::write(
+        &config,
+        format!(
+            "Host gate\n  HostName 127.0.0.1\n  Port {}\n  User {}\n  IdentityFile {}\n  HostKeyAlias gate.example\n{more}",
+            gate.port,
+            user(),
+            gate.at("user").display()
+        ),
+    )
+    .expect("written");
+    let words = host
+        .trusted()
+        .replace("config none", &format!("config {}", config.display()));
+    lab.forge(&format!("create {words} --generic-jump gate n1"))
+        .ok();
+    lab.forge("status n1").says(0, "Running\n", "");
+    lab.forge("provision n1").ok();
+    let mut seen = gate.entered();
+    for words in [
+        ["ssh", "n1", "--", "exit 42"],
+        ["ssh", "n1", "-T", "exit 42"],
+    ] {
+        lab.words(&words).run().code(42);
+        assert!(gate.entered() > seen, "{words:?} went past the gate");
+        seen = gate.entered();
+    }
+    lab.forge("rm -y n1").ok();
+    assert_eq!(own_lines(&host), 0);
 }
 
 #[test]

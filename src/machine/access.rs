@@ -315,9 +315,12 @@ pub fn login(store: &Store, record: &Record) -> Result<Login> {
         jump: record.adopted.as_ref().and_then(|adopted| {
             let jump = adopted.jump.as_ref()?;
             Some(Between {
-                host: jump.host.clone(),
+                name: jump.host.clone(),
+                host: jump.target().to_owned(),
                 port: jump.port,
                 user: jump.user.clone(),
+                alias: jump.alias.clone(),
+                config: jump.config.clone(),
             })
         }),
     };

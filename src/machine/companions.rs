@@ -98,9 +98,9 @@ pub fn known_hosts(record: &Record) -> Result<String> {
         .as_ref()
         .and_then(|adopted| adopted.jump.as_ref());
     if let Some(jump) = jump {
-        let names = [jump.host.as_str()];
-        lines.push_str(&HostKeys::new(&jump.accept)?.known_hosts(&names, jump.port));
-        lines.push_str(&HostKeys::new(&jump.authorities)?.authorities(&names, jump.port));
+        let (names, port) = ([jump.known_as()], jump.known_port());
+        lines.push_str(&HostKeys::new(&jump.accept)?.known_hosts(&names, port));
+        lines.push_str(&HostKeys::new(&jump.authorities)?.authorities(&names, port));
     }
     Ok(lines)
 }

@@ -162,8 +162,14 @@ pub struct Adopted {
 /// A host that another one is reached through. The login there is its user's own: by an agent, or by a key file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jump {
-    /// Its name or address.
+    /// The host, as its user named it: the configuration of `ssh` has keys and agents by that name.
     pub host: String,
+    /// The name or address that it is reached by, where that is another one.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// The name that `known_hosts` and its certificates have for it, where that is another one still.
+    #[serde(default)]
+    pub alias: Option<String>,
     /// The port of its SSH server.
     pub port: u16,
     /// The user there.
@@ -173,6 +179,30 @@ pub struct Jump {
     /// Keys that certify it under that name.
     #[serde(default)]
     pub authorities: Vec<String>,
+    /// The configuration of `ssh` to go by, where one was named: the user's file, `~/…` where it lies in their home, or
+    /// `none`. Without it the login there is what it is elsewhere.
+    #[serde(default)]
+    pub config: Option<String>,
+}
+
+impl Jump {
+    /// The name or address that it is reached by.
+    pub fn target(&self) -> &str {
+        self.hostname.as_deref().unwrap_or(&self.host)
+    }
+
+    /// The name that `known_hosts` and its certificates have for it.
+    pub fn known_as(&self) -> &str {
+        self.alias.as_deref().unwrap_or_else(|| self.target())
+    }
+
+    /// The port beside that name: an alias stands for host and port (ssh_config(5), HostKeyAlias).
+    pub fn known_port(&self) -> u16 {
+        match self.alias {
+            Some(_) => forge_driver::SSH_PORT,
+            None => self.port,
+        }
+    }
 }
 
 /// The server certificate that was issued last.

@@ -1,7 +1,8 @@
 //! OpenSSH's programs, led to one machine: by a file of configuration that says all of it, and by nothing else.
 //!
 //! The user's own configuration and known hosts are not read, and no key of theirs is tried: the machine's address, its
-//! user, its key and the host keys that are accepted come from its record.
+//! user, its key and the host keys that are accepted come from its record. A host between is entered as its user: for
+//! that one alone their configuration is read, behind what the record says.
 
 mod words;
 
@@ -36,41 +37,72 @@ pub struct Login {
 /// A host that a machine is reached through, as its user enters it.
 #[derive(Clone, Debug)]
 pub struct Between {
-    /// Its name or address.
+    /// Its name, as its user said it.
+    pub name: String,
+    /// The name or address that it is reached by.
     pub host: String,
     /// The port of its SSH server.
     pub port: u16,
     /// The user there.
     pub user: String,
+    /// The name that the file of known hosts has for it, where it is not its address.
+    pub alias: Option<String>,
+    /// The configuration of `ssh` to go by, where one was named; `none` is none.
+    pub config: Option<String>,
+}
+
+impl Between {
+    /// The section of the host between: what is not said here, its user's configuration says.
+    fn section(&self, known_hosts: &Path) -> Result<String> {
+        let known = path(known_hosts)?;
+        let mut text = format!(
+            "Host {}\n  HostName {}\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n",
+            self.name, self.host
+        );
+        if let Some(alias) = &self.alias {
+            text.push_str(&format!("  HostKeyAlias {alias}\n"));
+        }
+        match self.config.as_deref() {
+            Some("none") => {}
+            Some(file) => text.push_str(&format!("  Include \"{}\"\n", plain(Path::new(file))?)),
+            None => text.push_str("  Include ~/.ssh/config\n  Include /etc/ssh/ssh_config\n"),
+        }
+        Ok(text)
+    }
 }
 
 impl Login {
-    /// The machine's section of a configuration file (ssh_config(5)).
+    /// The machine's sections of a configuration file (ssh_config(5)).
     ///
     /// # Errors
     /// When a path cannot be said in such a file.
     pub fn section(&self) -> Result<String> {
-        let mut more = String::new();
+        self.section_with("")
+    }
+
+    /// The same, with more lines for the machine.
+    fn section_with(&self, lines: &str) -> Result<String> {
+        let (mut more, mut between) = (lines.to_owned(), String::new());
         if let Some(alias) = &self.alias {
             more.push_str(&format!("  HostKeyAlias {alias}\n"));
         }
-        if let Some(Between { host, port, user }) = &self.jump {
-            let known = path(&self.known_hosts)?;
-            let shown = if host.contains(':') {
-                format!("[{host}]")
+        if let Some(jump) = &self.jump {
+            let Between {
+                name, port, user, ..
+            } = jump;
+            let shown = if name.contains(':') {
+                format!("[{name}]")
             } else {
-                host.clone()
+                name.clone()
             };
-            // The program that is started for it reads this file, and this section.
-            more.push_str(&format!(
-                "  ProxyJump {user}@{shown}:{port}\nHost {host}\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  \
-                 StrictHostKeyChecking yes\n"
-            ));
+            // The program that is started for it reads this file, and its section.
+            more.push_str(&format!("  ProxyJump {user}@{shown}:{port}\n"));
+            between = jump.section(&self.known_hosts)?;
         }
         Ok(format!(
             "Host {name}\n  HostName {host}\n  Port {port}\n  User {user}\n  IdentityFile {key}\n  IdentitiesOnly yes\n  \
              PreferredAuthentications publickey\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  \
-             StrictHostKeyChecking yes\n{more}",
+             StrictHostKeyChecking yes\n{more}{between}",
             name = self.name,
             host = self.address.ip(),
             port = self.address.port(),
@@ -86,10 +118,7 @@ impl Login {
     /// # Errors
     /// As [`Login::section`].
     pub fn own_section(&self) -> Result<String> {
-        Ok(format!(
-            "{}  ServerAliveInterval 15\n  ServerAliveCountMax 8\n  LogLevel ERROR\n",
-            self.section()?
-        ))
+        self.section_with("  ServerAliveInterval 15\n  ServerAliveCountMax 8\n  LogLevel ERROR\n")
     }
 
     /// What no option behind it takes back (of each setting the first one counts, ssh_config(5)): which host keys are
@@ -114,6 +143,11 @@ impl Login {
 /// A path as a word of a configuration file. `%` begins a token there and is doubled (ssh_config(5), "TOKENS"); what
 /// would end the word or is replaced by a variable's value cannot be said in all versions.
 fn path(path: &Path) -> Result<String> {
+    Ok(format!("\"{}\"", plain(path)?.replace('%', "%%")))
+}
+
+/// The same, before it is made a word.
+fn plain(path: &Path) -> Result<&str> {
     let refused = || {
         Error::new(
             Kind::Invalid,
@@ -127,7 +161,7 @@ fn path(path: &Path) -> Result<String> {
     if text.contains(['"', '\'', '\\']) || text.contains("${") || text.contains(char::is_control) {
         return Err(refused());
     }
-    Ok(format!("\"{}\"", text.replace('%', "%%")))
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -157,6 +191,28 @@ mod tests {
             let error = login(folder).section().expect_err(folder);
             assert_eq!(error.kind(), Kind::Invalid);
         }
+    }
+
+    #[test]
+    fn the_host_between_is_entered_as_its_user_does_and_is_no_other_one() {
+        let mut login = login("/x");
+        login.jump = Some(Between {
+            name: "gate".to_owned(),
+            host: "192.0.2.1".to_owned(),
+            port: 2200,
+            user: "me".to_owned(),
+            alias: Some("gate.example".to_owned()),
+            config: None,
+        });
+        let section = login.own_section().expect("a section");
+        let (machine, gate) = section.split_once("Host gate\n").expect("two");
+        assert!(machine.contains("  ProxyJump me@gate:2200\n"), "{machine}");
+        assert!(machine.contains("  ServerAliveInterval 15\n"), "{machine}");
+        assert_eq!(
+            gate,
+            "  HostName 192.0.2.1\n  UserKnownHostsFile \"/x/known_hosts\"\n  GlobalKnownHostsFile /dev/null\n  \
+             StrictHostKeyChecking yes\n  HostKeyAlias gate.example\n  Include ~/.ssh/config\n  Include /etc/ssh/ssh_config\n"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The first meeting with a host: it is trusted before anything is said to it, and its user logs in.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,16 @@ pub struct Route {
     /// Where the host is: settled, to be recorded.
     pub config: Config,
     way: Way,
-    jump: Option<(JumpHost, Way)>,
+    jump: Option<Between>,
+}
+
+/// The host between, settled.
+struct Between {
+    /// As its user named it.
+    said: String,
+    way: Way,
+    /// The configuration of `ssh` that was named.
+    config: Option<PathBuf>,
 }
 
 impl Route {
@@ -87,13 +97,17 @@ impl Route {
             Some(jump) => Some(settle_jump(jump, said.config.as_deref()).await?),
             None => None,
         };
-        config.jump = jump.as_ref().map(|(jump, _)| jump.clone());
+        // Who asks whether the host is up goes by no configuration.
+        config.jump = jump.as_ref().map(|Between { way, .. }| JumpHost {
+            host: way.hostname.clone(),
+            user: Some(way.user.clone()),
+            port: Some(way.port),
+        });
         Ok(Self { config, way, jump })
     }
 }
 
-/// The host between, settled.
-async fn settle_jump(jump: &JumpHost, config: Option<&std::path::Path>) -> Result<(JumpHost, Way)> {
+async fn settle_jump(jump: &JumpHost, config: Option<&Path>) -> Result<Between> {
     let way = settle::settle(&Said {
         host: jump.host.clone(),
         user: jump.user.clone(),
@@ -109,12 +123,11 @@ async fn settle_jump(jump: &JumpHost, config: Option<&std::path::Path>) -> Resul
         )
         .hint("one host can be between"));
     }
-    let jump = JumpHost {
-        host: jump.host.clone(),
-        user: Some(way.user.clone()),
-        port: Some(way.port),
-    };
-    Ok((jump, way))
+    Ok(Between {
+        said: jump.host.clone(),
+        way,
+        config: config.map(ToOwned::to_owned),
+    })
 }
 
 /// Meets the host: trusts it, by these fingerprints where there are some, and logs in as its user.
@@ -131,9 +144,9 @@ pub async fn meet(
     let config = &route.config;
     let (through, jump) = match &route.jump {
         None => (None, None),
-        Some((jump, way)) => {
+        Some(Between { said, way, config }) => {
             let host = Host {
-                name: &jump.host,
+                name: said,
                 way,
                 fingerprints: &[],
                 through: None,
@@ -141,16 +154,19 @@ pub async fn meet(
             };
             let (guest, pinned, _) = host.enter(ask, deadline).await.map_err(|error| {
                 error.context(format!(
-                    "failed to enter `{}`, the host before `{}`",
-                    jump.host, config.host
+                    "failed to enter `{said}`, the host before `{}`",
+                    route.config.host
                 ))
             })?;
             let jump = Jump {
-                host: way.hostname.clone(),
+                host: said.clone(),
+                hostname: (way.hostname != *said).then(|| way.hostname.clone()),
+                alias: way.alias.clone(),
                 port: way.port,
                 user: way.user.clone(),
                 accept: pinned.accept,
                 authorities: pinned.authorities,
+                config: config.as_deref().map(settle::shown),
             };
             (Some(Arc::new(guest)), Some(jump))
         }
@@ -166,10 +182,6 @@ pub async fn meet(
     if let Some(through) = through {
         guest = guest.keeping(through);
     }
-    let way = &route.way;
-    let certified = !pinned.authorities.is_empty() && way.hostname != config.host;
-    let alias = way.alias.clone();
-    let alias = alias.or_else(|| certified.then(|| way.hostname.clone()));
     Ok(Met {
         guest: Arc::new(guest),
         address,
@@ -178,7 +190,7 @@ pub async fn meet(
         adopted: Adopted {
             host: config.host.clone(),
             name: config.name(),
-            alias,
+            alias: Some(route.way.known_as()).filter(|known| *known != config.host),
             jump,
             sudo_password: false,
         },
@@ -211,7 +223,7 @@ impl Host<'_> {
         let known = self.way.known();
         let mut expect = Expect {
             fingerprints: self.fingerprints.to_vec(),
-            principals: vec![self.way.known_as().to_owned()],
+            principals: vec![self.way.known_as()],
             revoked: known.revoked.clone(),
             ..Expect::default()
         };
@@ -334,7 +346,7 @@ impl Host<'_> {
                 format!("the host key of `{name}` is not the one in `known_hosts`"),
             )
             .because(why)
-            .hint(format!("somebody else may answer there, and nothing was sent; when the host was made anew, compare its key there and forget the old one: `ssh-keygen -R {}`", known_as(&self.way.hostname, self.way.port))));
+            .hint(format!("somebody else may answer there, and nothing was sent; when the host was made anew, compare its key there and forget the old one: `ssh-keygen -R {}`", known_as(&self.way.known_as(), self.way.known_port()))));
         }
         let why = if known.authorities.is_empty() {
             "it is in no `known_hosts`, no authority certifies it, and there is no terminal to ask at; nothing was sent to the host".to_owned()

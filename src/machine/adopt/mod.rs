@@ -283,16 +283,17 @@ pub(super) async fn enter_jump(jump: &Jump, deadline: Duration) -> Result<SshGue
         host: jump.host.clone(),
         user: Some(jump.user.clone()),
         port: Some(jump.port),
+        config: jump.config.as_deref().map(settle::path),
         ..Said::default()
     })
     .await?;
     let expect = Expect {
         keys: jump.accept.clone(),
         authorities: jump.authorities.clone(),
-        principals: vec![way.alias.clone().unwrap_or_else(|| jump.host.clone())],
+        principals: vec![jump.known_as().to_owned()],
         ..Expect::default()
     };
-    let address = SocketAddr::new(forge_generic::locate(&jump.host).await?, jump.port);
+    let address = SocketAddr::new(forge_generic::locate(jump.target()).await?, jump.port);
     let failed = || format!("failed to enter `{}`, the host before", jump.host);
     let stream = timeout(deadline, tcp(address))
         .await

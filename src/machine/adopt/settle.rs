@@ -59,10 +59,21 @@ pub struct Way {
 }
 
 impl Way {
-    /// The name that `known_hosts` and certificates have for it: an alias that was said, else the name that `ssh` connects
-    /// to, whatever a configuration calls it (sshconnect.c).
-    pub fn known_as(&self) -> &str {
-        self.alias.as_deref().unwrap_or(&self.hostname)
+    /// The name that `known_hosts` and certificates have for it: what is reached, and not the word that was said
+    /// (`get_hostfile_hostname_ipaddr` in OpenSSH's sshconnect.c).
+    pub fn known_as(&self) -> String {
+        match &self.alias {
+            Some(alias) => alias.clone(),
+            None => self.hostname.to_lowercase(),
+        }
+    }
+
+    /// The port beside that name: an alias stands for host and port (ssh_config(5), HostKeyAlias).
+    pub fn known_port(&self) -> u16 {
+        match &self.alias {
+            Some(_) => forge_driver::SSH_PORT,
+            None => self.port,
+        }
     }
 
     /// What the `known_hosts` files say of it.
@@ -71,11 +82,7 @@ impl Way {
             .known_hosts
             .iter()
             .filter_map(|path| std::fs::read_to_string(path).ok());
-        match &self.alias {
-            // An alias stands for host and port (ssh_config(5), HostKeyAlias).
-            Some(alias) => Known::read(files, alias, forge_driver::SSH_PORT),
-            None => Known::read(files, &self.hostname, self.port),
-        }
+        Known::read(files, &self.known_as(), self.known_port())
     }
 }
 
@@ -181,7 +188,8 @@ fn agent(configured: Option<&str>) -> Option<PathBuf> {
     }
 }
 
-fn path(text: &str) -> PathBuf {
+/// A file as a configuration names it.
+pub(super) fn path(text: &str) -> PathBuf {
     match text.strip_prefix("~/") {
         Some(rest) => home().join(rest),
         None => PathBuf::from(text),
@@ -234,6 +242,18 @@ fn read(text: &str, said: &Said) -> Way {
             .unwrap_or(forge_driver::SSH_PORT),
         hostname,
         user,
+    }
+}
+
+/// A file as [`path`] reads it, from any folder; one in the user's home is named by that alone.
+pub(super) fn shown(file: &Path) -> String {
+    if file.as_os_str() == "none" {
+        return "none".to_owned();
+    }
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    match file.strip_prefix(home()) {
+        Ok(rest) => format!("~/{}", rest.display()),
+        Err(_) => file.display().to_string(),
     }
 }
 
@@ -311,6 +331,30 @@ mod tests {
         std::fs::write(&file, "Nonsense yes\n").expect("written");
         let error = settle(&said(&file)).await.expect_err("nonsense");
         assert!(error.line().contains("onsense"), "{}", error.line());
+    }
+
+    #[test]
+    fn a_host_is_known_by_what_is_reached_and_not_by_the_word() {
+        let mut way = Way {
+            hostname: "Web.Example".into(),
+            port: 2222,
+            ..Way::default()
+        };
+        assert_eq!(
+            (way.known_as(), way.known_port()),
+            ("web.example".into(), 2222)
+        );
+        way.alias = Some("web".into());
+        assert_eq!((way.known_as(), way.known_port()), ("web".into(), 22));
+    }
+
+    #[test]
+    fn a_file_in_the_home_is_named_by_that_alone() {
+        let file = home().join(".ssh/work");
+        assert_eq!(shown(&file), "~/.ssh/work");
+        assert_eq!(path(&shown(&file)), file);
+        assert_eq!(shown(Path::new("none")), "none");
+        assert_eq!(shown(Path::new("/etc/ssh/gates")), "/etc/ssh/gates");
     }
 
     #[test]
