@@ -467,6 +467,23 @@ fn nodes_of_a_swarm_are_renewed_one_after_another() {
 }
 
 #[test]
+fn a_node_whose_renewal_fails_is_put_back_at_once() {
+    let lab = cluster();
+    lab.turn(Knob::SilentEngine, true);
+    let refused = lab
+        .forge("regenerate-certs -f default-w1 --timeout 4")
+        .run()
+        .code(1);
+    assert!(
+        refused.stderr.contains("the certificate of `default-w1`"),
+        "{}",
+        refused.stderr
+    );
+    lab.turn(Knob::SilentEngine, false);
+    assert_eq!(uses(&lab), ["active"; 4]);
+}
+
+#[test]
 fn a_node_that_was_left_drained_is_put_back_by_the_same_command() {
     let words = "regenerate-certs -f default-m2 default-w1";
     let passed = points(&cluster(), words);

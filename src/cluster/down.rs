@@ -45,11 +45,14 @@ pub async fn locked(forge: &Forge, name: &ClusterName) -> Result<(Lock, Vec<Lock
 /// # Errors
 /// When a machine could not be removed: it and the cluster stay listed.
 pub async fn down(forge: &Forge, name: &ClusterName, force: bool) -> Result<usize> {
-    let record = match ClusterRecord::load(&forge.store, name) {
-        Err(error) if force && error.kind() == Kind::Corrupt => None,
-        record => Some(record?),
+    let recorded = || match ClusterRecord::load(&forge.store, name) {
+        Err(error) if force && error.kind() == Kind::Corrupt => Ok(None),
+        record => record.map(Some),
     };
+    // Nobody waits for a cluster that is not there; what counts is read when nobody else writes it.
+    recorded()?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
+    let record = recorded()?;
     if let Some(mut record) = record
         && !record.leaving
     {
@@ -99,8 +102,9 @@ pub async fn stop(forge: &Forge, name: &ClusterName) -> Result<usize> {
 /// # Errors
 /// [`Kind::Timeout`] with what is missing.
 pub async fn start(forge: &Forge, name: &ClusterName) -> Result<(usize, Status)> {
-    let record = ClusterRecord::load(&forge.store, name)?;
+    ClusterRecord::load(&forge.store, name)?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
+    let record = ClusterRecord::load(&forge.store, name)?;
     let changed = each(forge, members, "start", |forge, record| async move {
         power::start(&forge, &record).await
     })

@@ -97,8 +97,10 @@ pub async fn renew(
     wanted: &BTreeSet<String>,
     keep: renew::Keep,
 ) -> Result<Vec<(String, Result<bool>)>> {
-    let mut record = ClusterRecord::load(&forge.store, name)?;
+    // Nobody waits for a cluster that is not there; what counts is read when nobody else writes it.
+    ClusterRecord::load(&forge.store, name)?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
+    let mut record = ClusterRecord::load(&forge.store, name)?;
     let seen = look(forge, name, Some(&record)).await?;
     let mut done = Vec::new();
     let mut rest = BTreeSet::new();
@@ -241,6 +243,27 @@ impl Work<'_> {
 
     /// One node, from its drain until it is back as it was.
     async fn turn(&mut self, turn: &Turn) -> Result<bool> {
+        let done = self.work(turn).await;
+        match done {
+            Err(error) if self.record.renewing.is_some() => Err(self.undrained(turn, error).await),
+            done => done,
+        }
+    }
+
+    /// Why its turn failed, with what is left of it: the node is put back where that can be done.
+    async fn undrained(&mut self, turn: &Turn, error: Error) -> Error {
+        let name = &turn.machine;
+        match self.put_back(name).await {
+            Ok(()) => error,
+            // The first error is the one to report.
+            Err(_) => error.hint(format!(
+                "node `{name}` stays drained: `forge regenerate-certs {name}` puts it back and goes on; on a manager, `docker node update --availability {:?} {name}` puts it back alone",
+                turn.availability
+            )),
+        }
+    }
+
+    async fn work(&mut self, turn: &Turn) -> Result<bool> {
         let name = turn.machine.as_str();
         let forge = self.forge.of(name);
         if turn.drain {
