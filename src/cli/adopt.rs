@@ -32,7 +32,7 @@ pub fn direct(record: &Record) -> Result<()> {
         .adopted
         .as_ref()
         .and_then(|adopted| adopted.jump.as_ref());
-    let Some(jump) = jump else {
+    let (Some(jump), Some(here)) = (jump, record.tunnel()) else {
         return Ok(());
     };
     let (name, port) = (&record.name, record.endpoints()?.engine.port());
@@ -40,7 +40,7 @@ pub fn direct(record: &Record) -> Result<()> {
         Kind::Unavailable,
         format!("machine `{name}` is behind `{}`, and `docker` does not go through there", jump.host),
     )
-    .hint(format!("`forge ssh {name} -N -L {port}:127.0.0.1:{port}` leads there from here; then `docker --tlsverify -H tcp://127.0.0.1:{port}`, with DOCKER_CERT_PATH the machine's folder")))
+    .hint(format!("`forge ssh {name} -N -L {here}:{port}:127.0.0.1:{port}` leads there from here; then `docker --tlsverify -H tcp://{here}:{port}`, with DOCKER_CERT_PATH the machine's folder")))
 }
 
 /// The file that holds what `sudo` asks for.

@@ -6,7 +6,7 @@ use forge_driver::{Error, Fact, Kind, Result, State};
 
 use super::tls::ClientFiles;
 use super::{Forge, Record, power, relocate, seen};
-use crate::engine::{self, Version, server_name};
+use crate::engine::{self, Version};
 
 /// An engine that is up answers within this time, on a busy machine, too.
 const WAIT: Duration = Duration::from_secs(20);
@@ -41,7 +41,7 @@ pub async fn engine(forge: &Forge, record: &Record) -> Result<Version> {
     let answer = async {
         let trust = ClientFiles::beside(&forge.store, &record.name)?.trust()?;
         let stream = forge.access(record)?.engine(record, wait).await?;
-        let name = server_name(&record.name, address.ip());
+        let name = record.server_name()?;
         engine::version(stream, &name, &trust, wait).await
     };
     answer.await.map_err(|error| {

@@ -12,7 +12,7 @@ use super::{Forge, Record, Stage, adopt, tls};
 use crate::ca;
 use crate::context;
 use crate::engine::settings::Settings;
-use crate::engine::{self, Trust, server_name};
+use crate::engine::{self, Trust};
 use crate::interrupt;
 use crate::playbook::{self, Status, Vars};
 
@@ -153,7 +153,7 @@ async fn apply_with(
 pub async fn prove(forge: &Forge, record: &Record, trust: &Trust) -> Result<engine::Version> {
     let access = forge.access(record)?;
     let address = record.endpoints()?.engine;
-    let name = server_name(&record.name, address.ip());
+    let name = record.server_name()?;
     let deadline = Instant::now() + ENGINE_WAIT.min(forge.patience);
     let mut said = String::new();
     loop {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::companions;
 use super::imported::Imported;
+use crate::engine;
 use crate::engine_options::EngineOptions;
 use crate::place::{Role, Zone};
 use crate::store::addresses::{Placement, Taken};
@@ -372,17 +373,50 @@ impl Record {
         }
     }
 
+    /// A name that leads there whatever its address is.
+    pub fn stable_name(&self) -> Option<&str> {
+        self.adopted.as_ref()?.name.as_deref()
+    }
+
+    /// The name or address that clients go by: its certificate has to carry it.
+    ///
+    /// # Errors
+    /// When its address is not known yet.
+    pub fn engine_host(&self) -> Result<String> {
+        let address = self.endpoints()?.engine.ip();
+        Ok(self
+            .stable_name()
+            .map_or_else(|| address.to_string(), str::to_owned))
+    }
+
+    /// The name that its engine is asked by over TLS: that of its clients, or the machine's where many share an address.
+    ///
+    /// # Errors
+    /// When its address is not known yet.
+    pub fn server_name(&self) -> Result<String> {
+        let address = self.endpoints()?.engine.ip();
+        Ok(match self.stable_name() {
+            Some(name) => name.to_owned(),
+            None => engine::server_name(&self.name, address),
+        })
+    }
+
+    /// The address here that a tunnel to an engine behind another host begins at: another one for each machine, since
+    /// its certificate carries it.
+    pub fn tunnel(&self) -> Option<Ipv4Addr> {
+        self.adopted.as_ref()?.jump.as_ref()?;
+        let [.., a, b, c] = *self.claim.bytes();
+        // Within 127.64.0.0/10: the addresses of machines that forge makes lie elsewhere (127.133.0.0/16).
+        Some(Ipv4Addr::new(127, 64 + (a & 0x3f), b, c.clamp(1, 254)))
+    }
+
     /// The URL of its engine, as DOCKER_HOST names it.
     ///
     /// # Errors
     /// When its address is not known yet.
     pub fn url(&self) -> Result<String> {
         let engine = self.endpoints()?.engine;
-        let name = self
-            .adopted
-            .as_ref()
-            .and_then(|adopted| adopted.name.as_ref());
-        Ok(match name {
+        Ok(match self.stable_name() {
             Some(name) => format!("tcp://{name}:{}", engine.port()),
             None => format!("tcp://{engine}"),
         })
@@ -396,11 +430,8 @@ impl Record {
         let endpoints = self.endpoints()?;
         let mut names = vec![self.name.clone()];
         names.push(endpoints.engine.ip().to_string());
-        if let Some(adopted) = &self.adopted {
-            // Also for those who come by another way: a forwarded port, a tunnel.
-            names.extend(adopted.name.clone());
-            names.extend(["localhost", "127.0.0.1"].map(str::to_owned));
-        }
+        names.extend(self.stable_name().map(str::to_owned));
+        names.extend(self.tunnel().map(|address| address.to_string()));
         names.extend(
             [endpoints.cluster, endpoints.data, endpoints.public]
                 .into_iter()
@@ -533,6 +564,37 @@ mod tests {
         first.insert("adopted".to_owned(), Value::Null);
         first["placement"]["served"] = false.into();
         assert_eq!(saved, first);
+    }
+
+    #[test]
+    fn a_certificate_carries_no_name_that_machines_share() {
+        let mut record: Record = serde_json::from_str(FIRST_FORMAT).expect("a record");
+        let jump: Jump = serde_json::from_value(serde_json::json!({
+            "host": "gate", "port": 22, "user": "me", "accept": [],
+        }))
+        .expect("a host between");
+        assert_eq!((jump.target(), jump.known_as()), ("gate", "gate"));
+        record.adopted = Some(Adopted {
+            host: "web".to_owned(),
+            name: Some("web.example".to_owned()),
+            alias: None,
+            jump: None,
+            sudo_password: false,
+        });
+        assert_eq!(
+            record.certificate_names().expect("names"),
+            ["10.133.8.101", "default-m1", "web.example"]
+        );
+        assert_eq!(record.server_name().expect("a name"), "web.example");
+        // Behind another host there is a tunnel alone, which begins at an address of the machine's own.
+        record.adopted.as_mut().expect("adopted").jump = Some(jump);
+        let tunnel = record.tunnel().expect("an address");
+        assert!(tunnel.is_loopback() && (64..128).contains(&tunnel.octets()[1]));
+        let names = record.certificate_names().expect("names");
+        assert!(names.contains(&tunnel.to_string()), "{names:?}");
+        let mut other = record.clone();
+        other.claim = Claim::random();
+        assert_ne!(other.tunnel(), Some(tunnel));
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //!
 //! Addresses that were decided before the provider was asked do not change, and nobody is asked about them. Where a
 //! server of the network gives them, the provider tells the one of now; it is saved, and what follows from the record
-//! with it. A new certificate is made only where clients go by the address and the certificate does not carry it; on the
-//! way the containers of a machine outside a swarm keep running.
+//! with it. A new certificate is made only where clients go by the address, and not by a stable name, and the certificate
+//! does not carry it; on the way the containers of a machine outside a swarm keep running.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use forge_driver::{Instance, Result};
+use forge_driver::{Error, Instance, Kind, Result};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -30,6 +30,7 @@ pub async fn told(forge: &Forge, record: Record, seen: Option<&Instance>) -> Res
     let Some(now) = seen.filter(|now| moved(&record, now)) else {
         return Ok(record);
     };
+    let before = record.instance.clone();
     let in_memory = Record {
         instance: Some(now.clone()),
         ..record
@@ -39,9 +40,14 @@ pub async fn told(forge: &Forge, record: Record, seen: Option<&Instance>) -> Res
         return Ok(in_memory);
     };
     // What was read before the lock was had may have changed.
-    let saved = Record {
-        instance: Some(now.clone()),
-        ..Record::load(&forge.store, &name)?
+    let saved = match again(
+        &in_memory,
+        before.as_ref(),
+        Record::load(&forge.store, &name)?,
+    ) {
+        Again::Moved(record) => *record,
+        Again::Told(record) => return Ok(*record),
+        Again::Another => return Ok(in_memory),
     };
     saved.save(&forge.store)?;
     if named(&saved) {
@@ -50,8 +56,34 @@ pub async fn told(forge: &Forge, record: Record, seen: Option<&Instance>) -> Res
     Ok(saved)
 }
 
+/// What the record on disk is to an observation that was made before the lock was had.
+enum Again {
+    /// The observation is news to it: with it.
+    Moved(Box<Record>),
+    /// Somebody else has been told since, or nothing is to be told.
+    Told(Box<Record>),
+    /// The machine that was observed is gone; another one has its name.
+    Another,
+}
+
+/// `seen` is the record with what was observed, `before` what it had when that was asked.
+fn again(seen: &Record, before: Option<&Instance>, loaded: Record) -> Again {
+    if loaded.claim != seen.claim {
+        return Again::Another;
+    }
+    match &seen.instance {
+        Some(now) if loaded.instance.as_ref() == before && moved(&loaded, now) => {
+            Again::Moved(Box::new(Record {
+                instance: seen.instance.clone(),
+                ..loaded
+            }))
+        }
+        _ => Again::Told(Box::new(loaded)),
+    }
+}
+
 /// Whether the provider tells another address than the recorded one.
-fn moved(record: &Record, now: &Instance) -> bool {
+pub(super) fn moved(record: &Record, now: &Instance) -> bool {
     let known = record.instance.as_ref().map(|known| &known.endpoints);
     let settled = record.stage >= Stage::Launched && !record.leaving;
     settled && !record.placement.decided() && now.located() && known != Some(&now.endpoints)
@@ -91,17 +123,17 @@ pub async fn accepts(address: SocketAddr) -> bool {
     matches!(timeout(KNOCK, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
-/// Whether the certificate carries the address that clients go by.
+/// Whether the certificate carries the address, or the stable name, that clients go by.
 pub fn named(record: &Record) -> bool {
     if record.imported.is_some() {
         // It is not forge's to make anew: the handshake tells what it is worth.
         return true;
     }
-    let (Some(tls), Ok(endpoints)) = (&record.tls, record.endpoints()) else {
+    let (Some(tls), Ok(host)) = (&record.tls, record.engine_host()) else {
         // There is none to compare.
         return true;
     };
-    tls.names.contains(&endpoints.engine.ip().to_string())
+    tls.names.contains(&host)
 }
 
 /// The record of a machine that is on, whose certificate carries the address that clients go by: made anew where it
@@ -117,9 +149,20 @@ pub async fn certified(forge: &Forge, record: Record) -> Result<Record> {
     let machine = Guarded::Machine(name.clone());
     let _lock = acquire(&forge.store, &machine, forge.patience, &forge.events).await?;
     // Another command may have done it while this one waited.
-    let record = Record {
-        instance: record.instance,
-        ..Record::load(&forge.store, &name)?
+    let loaded = Record::load(&forge.store, &name)?;
+    if loaded.claim != record.claim {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("machine `{name}` is another one now: it was removed and made anew"),
+        )
+        .hint("run the command again"));
+    }
+    let record = match &record.instance {
+        Some(now) if moved(&loaded, now) => Record {
+            instance: record.instance,
+            ..loaded
+        },
+        _ => loaded,
     };
     if named(&record) {
         return Ok(record);
@@ -127,4 +170,47 @@ pub async fn certified(forge: &Forge, record: Record) -> Result<Record> {
     let peers = cluster::record::peers(&forge.store, &record)?;
     let up = create::bring_up(forge, record, None, &peers).await?;
     Ok(up.record)
+}
+
+#[cfg(test)]
+mod tests {
+    use forge_driver::Claim;
+
+    use super::*;
+
+    #[test]
+    fn an_observation_that_is_out_of_date_is_not_saved() {
+        let text = include_str!("recorded/format-1.json");
+        let mut old: Record = serde_json::from_str(text).expect("a record");
+        old.placement.nic = None;
+        old.placement.ssh = None;
+        old.placement.leased = true;
+        old.leaving = false;
+        let at = |last: u8| {
+            let mut instance = old.instance.clone().expect("an instance");
+            instance.endpoints.ssh.set_ip([10, 1, 1, last].into());
+            Some(instance)
+        };
+        let with = |instance: Option<Instance>| Record {
+            instance,
+            ..old.clone()
+        };
+        let (before, seen) = (at(1), with(at(2)));
+        let judged = |loaded: Record| again(&seen, before.as_ref(), loaded);
+        assert!(
+            matches!(judged(with(at(1))), Again::Moved(record) if record.instance == at(2)),
+            "it is news"
+        );
+        assert!(
+            matches!(judged(with(at(3))), Again::Told(record) if record.instance == at(3)),
+            "somebody else has asked later"
+        );
+        assert!(matches!(judged(with(at(2))), Again::Told(_)));
+        let mut leaving = with(at(1));
+        leaving.leaving = true;
+        assert!(matches!(judged(leaving), Again::Told(record) if record.leaving));
+        let mut another = with(at(1));
+        another.claim = Claim::random();
+        assert!(matches!(judged(another), Again::Another));
+    }
 }

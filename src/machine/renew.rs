@@ -9,6 +9,7 @@
 //! machine a container host the next time goes on with the very pair that was begun.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use forge_driver::atomic::NewFile;
@@ -47,7 +48,7 @@ pub struct Papers {
 /// When its address is not known yet, or files cannot be read or written.
 pub fn papers(forge: &Forge, record: Record, authority: &Authority) -> Result<(Record, Papers)> {
     let names = record.certificate_names()?;
-    let serves = |tls: &Tls| tls.names == names && !ca::due(tls.expires);
+    let serves = |tls: &Tls| !ca::due(tls.expires) && carries(tls, &names, &record);
     if let Some(tls) = &record.renewing
         && serves(tls)
         && tls.authority == authority.fingerprint()
@@ -77,6 +78,30 @@ pub fn papers(forge: &Forge, record: Record, authority: &Authority) -> Result<(R
         return Ok((record, papers));
     }
     issue(forge, record, authority)
+}
+
+/// Whether a certificate still carries what it has to. Clients that go by a stable name do not mind that it has the
+/// address of before in the place of the one of now.
+fn carries(tls: &Tls, names: &[String], record: &Record) -> bool {
+    let missing: Vec<&String> = names
+        .iter()
+        .filter(|name| !tls.names.contains(name))
+        .collect();
+    let more: Vec<&String> = tls
+        .names
+        .iter()
+        .filter(|name| !names.contains(name))
+        .collect();
+    match (missing.as_slice(), more.as_slice()) {
+        ([], []) => true,
+        ([now], [before]) => {
+            let address = record.endpoints().map(|at| at.engine.ip().to_string());
+            record.stable_name().is_some()
+                && address.is_ok_and(|address| address == **now)
+                && before.parse::<IpAddr>().is_ok()
+        }
+        _ => false,
+    }
 }
 
 /// New papers, whatever those of now are worth, unless new ones are on their way already. The caller holds the machine's

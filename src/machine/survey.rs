@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use forge_driver::{Claim, Error, Instance, Kind, Observation, Result, State};
+use forge_driver::{Claim, Error, Kind, Observation, Result, State};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::tls::ClientFiles;
 use super::{Forge, Record, Stage, relocate};
-use crate::engine::{self, Trust, server_name};
+use crate::engine::{self, Trust};
 use crate::registry;
 use crate::store::Store;
 
@@ -274,9 +274,10 @@ impl Told {
                 None => (Condition::Unknown, None),
                 Some(seen) => {
                     // Another address than the recorded one may have been given since.
-                    let now = seen.instance.filter(Instance::located);
-                    if !record.placement.decided() && now.is_some() {
-                        record.instance = now;
+                    if let Some(now) = seen.instance
+                        && relocate::moved(record, &now)
+                    {
+                        record.instance = Some(now);
                     }
                     (Condition::Told(seen.state), seen.trouble)
                 }
@@ -304,11 +305,10 @@ impl Line {
         // Never closed; without a permit the question would only be asked sooner.
         let _turn = self.room.acquire().await;
         let trust = self.trust(&forge.store, &record.name)?;
-        let address = record.endpoints()?.engine;
         let stream = forge.access(record)?.engine(record, wait).await?;
         // The machine's own name is in every certificate; that an address is not, is told of elsewhere.
         let name = if relocate::named(record) {
-            server_name(&record.name, address.ip())
+            record.server_name()?
         } else {
             record.name.clone()
         };

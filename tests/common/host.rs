@@ -122,6 +122,29 @@ impl Host {
         self.log().matches("Accepted publickey").count()
     }
 
+    /// The lines of forge's own among the keys that it lets in.
+    pub fn own_lines(&self) -> usize {
+        let authorized = self.authorized();
+        authorized
+            .lines()
+            .filter(|line| line.contains(" forge "))
+            .count()
+    }
+
+    /// Nobody gave a user's name, nor a key.
+    pub fn nobody_tried(&self) {
+        let log = self.log();
+        for word in [
+            "Accepted",
+            "Failed",
+            "preauth] user",
+            "Postponed",
+            "authenticating user",
+        ] {
+            assert!(!log.contains(word), "{log}");
+        }
+    }
+
     /// The fingerprint of its host key.
     pub fn fingerprint(&self) -> String {
         fingerprint(&self.at("host.pub"))
