@@ -504,6 +504,47 @@ fn a_kill_at_every_point_is_gone_on_from_with_one_line_of_forges() {
 }
 
 #[test]
+fn a_host_that_was_not_left_is_not_forgotten() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    lab.forge(&format!("create {} n1", host.trusted())).ok();
+    let keys = host.authorized();
+    fs::write(host.at("home/.ssh/authorized_keys"), "").expect("written");
+    let refused = lab.forge("rm -y n1").run().code(1);
+    assert!(
+        refused.stderr.contains("`forge rm -f n1` forgets it"),
+        "{}",
+        refused.stderr
+    );
+    assert!(host.at("root/etc/docker/enabled").exists());
+    lab.forge("ls -q").says(0, "n1\n", "");
+    fs::write(host.at("home/.ssh/authorized_keys"), keys).expect("written");
+    lab.forge("rm -y n1").ok();
+    assert_eq!(host.own_lines(), 0);
+}
+
+#[test]
+fn a_removal_that_is_killed_anywhere_goes_on() {
+    let adopted = || {
+        let (lab, host) = (Lab::bare(), Host::new());
+        lab.forge(&format!("create {} n1", host.trusted())).ok();
+        (lab, host)
+    };
+    let passed = common::points::points(&adopted().0, "rm -y n1");
+    assert!(passed.len() > 4, "{passed:?}");
+    common::points::each(passed.len(), |at| {
+        let (lab, host) = adopted();
+        let killed = common::points::aborted(&lab, "rm -y n1", at);
+        assert_eq!(killed.code, common::points::ABORTED, "point {at}");
+        // Behind the last point there is nothing left.
+        if lab.forge("ls -q").ok().stdout == "n1\n" {
+            lab.forge("rm -y n1").ok();
+        }
+        lab.forge("ls -q").says(0, "", "");
+        assert_eq!(host.own_lines(), 0, "point {at}: {passed:?}");
+    });
+}
+
+#[test]
 fn another_address_behind_a_stable_name_costs_no_certificate() {
     let (lab, host) = (Lab::bare(), Host::new());
     let words = host.trusted().replace(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{ArgMatches, FromArgMatches};
 use forge::engine_options::EngineOptions;
 use forge::machine::access::Connection;
-use forge::machine::adopt::{self, Adopting, Met, Plan, Route, Said};
+use forge::machine::adopt::{self, Adopting, Met, Plan, Root, Route, Said};
 use forge::machine::create::{self, Wish};
 use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
 use forge::remote::{Guest, WithPassword};
@@ -195,14 +195,13 @@ async fn adopt(
     let mut password = None;
     let mut connection = None;
     if let Some(met) = met {
-        let asks = adopt::asks_for_password(&*met.guest, session.patience()).await?;
+        let root = adopt::root(&*met.guest, session.patience()).await?;
+        let asks = root == Root::Password;
         let mut guest: Arc<dyn Guest> = met.guest.clone();
         if asks {
             let secret = sudo(&options)?;
-            guest = Arc::new(WithPassword {
-                guest,
-                password: secret.clone(),
-            });
+            guest =
+                Arc::new(WithPassword::checked(guest, secret.clone(), session.patience()).await?);
             password = Some(secret);
         }
         let (port, user) = (route.config.engine_port, route.config.ssh_user.as_deref());

@@ -161,12 +161,13 @@ pub async fn open(access: &dyn Access, record: &Record, deadline: Duration) -> R
     }
 }
 
-/// Whether a server has answered, and said no: to its key, or to the one who logs in. Asked again and again, a host of
+/// Whether a server has answered, and it is no: its key is another one, it lets nobody in, it does not forward, or its
+/// `sudo` does not take the password. Asked again and again, a host of
 /// somebody else's shuts out whoever asks.
 pub(super) fn is_final(error: &Error) -> bool {
     match failed_phase(error) {
         Some(Phase::HostKey) => true,
-        Some(Phase::Authentication) => error.kind() == Kind::Refused,
+        Some(Phase::Authentication) | None => error.kind() == Kind::Refused,
         _ => false,
     }
 }

@@ -47,7 +47,7 @@ pub struct Adopting {
     pub engine_port: u16,
     /// How SSH is entered.
     pub access: SshAccess,
-    /// What is remembered of it; `None` for an engine that is known by its URL alone.
+    /// What is remembered of it, be it an engine that is known by its URL alone.
     pub adopted: Option<super::Adopted>,
 }
 
@@ -208,21 +208,28 @@ pub async fn note(forge: &Forge, mut record: Record) -> Result<Record> {
     Ok(record)
 }
 
-/// Leaves an adopted host: what is forge's own there goes. A host whose claim alone is on disk was not touched.
+/// Leaves an adopted host: what is forge's own there goes.
 ///
 /// # Errors
-/// When the host cannot be reached; then nothing was forgotten.
+/// When the host cannot be reached, or does not take forge's key any more; then nothing was forgotten.
 pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
     if record.adopted.is_none() || record.ssh.user.is_empty() {
+        return Ok(());
+    }
+    let key = forge.store.machine_dir(&record.name).join(&record.ssh.key);
+    if record.leaving && record.stage < Stage::Reached && !key.exists() {
+        // It was left, and the removal of what is remembered has begun.
         return Ok(());
     }
     let opened = access::open(&*forge.access(record)?, record, forge.patience.min(LEAVING)).await;
     let open = match opened {
         Ok(open) => open,
-        // Its key was taken away, or was never let in: there is nothing of forge's to log in by.
+        // Its key was never let in, or was taken away again as the last thing: there is nothing of forge's there.
         Err(error)
-            if failed_phase(&error) == Some(Phase::Authentication)
-                && error.kind() == Kind::Refused =>
+            if record.stage < Stage::Reached
+                && failed_phase(&error) == Some(Phase::Authentication)
+                && error.kind() == Kind::Refused
+                && let_in_before(record).await =>
         {
             return Ok(());
         }
@@ -239,8 +246,25 @@ pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
     let vars = plan::way_back(&found, &facts)?;
     let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
     playbook::run(&*open.guest, &job, forge.patience, &|_| {}).await?;
+    if record.stage > Stage::Launched {
+        // From here on a host that does not take the key is one that was left.
+        let left = Record {
+            stage: Stage::Launched,
+            ..record.clone()
+        };
+        left.save(&forge.store)?;
+    }
     // The last thing: without it nobody could come back to do the rest.
     key::shut_out(&*open.guest, &key::line(forge, record)?, forge.patience).await
+}
+
+/// Whether the host before, where there is one, lets its user in: otherwise it was that one that refused.
+async fn let_in_before(record: &Record) -> bool {
+    let jump = record.adopted.as_ref().and_then(|host| host.jump.as_ref());
+    match jump {
+        Some(jump) => enter_jump(jump, LEAVING).await.is_ok(),
+        None => true,
+    }
 }
 
 /// Why the engine of a host does not answer: a firewall there is its owner's, and the command that opens it is theirs.
@@ -331,11 +355,12 @@ impl Access for WithSudo {
 
     async fn connect(&self, record: &Record, door: Door, deadline: Duration) -> Result<Connection> {
         let open = self.access.connect(record, door, deadline).await?;
+        let password = self.password.clone();
+        let guest = WithPassword::checked(open.guest, password, deadline).await;
         Ok(Connection {
-            guest: Arc::new(WithPassword {
-                guest: open.guest,
-                password: self.password.clone(),
-            }),
+            guest: Arc::new(
+                guest.map_err(|error| error.context(format!("machine `{}`", record.name)))?,
+            ),
             host_key: open.host_key,
         })
     }
@@ -349,14 +374,106 @@ impl Access for WithSudo {
     }
 }
 
-/// Whether a script can be run as root there: by whom, with what.
+/// What a script of root's needs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// Nothing: the user is root, or becomes root without being asked.
+    Free,
+    /// The password that `sudo` asks for.
+    Password,
+}
+
+/// What a script of root's needs there. `sudo` is asked for what will be run: it may be allowed for that alone.
+const ROOTS: &str = "if [ -w / ]; then echo free; \
+elif command -v sudo >/dev/null 2>&1; then if sudo -n sh -c : 2>/dev/null; then echo free; else echo password; fi; \
+elif command -v doas >/dev/null 2>&1; then if doas -n sh -c : 2>/dev/null; then echo free; else echo doas; fi; \
+else echo none; fi";
+
+/// What a script of root's needs on a host that is about to be adopted.
 ///
 /// # Errors
-/// What the connection reports.
-pub async fn asks_for_password(guest: &dyn Guest, deadline: Duration) -> Result<bool> {
-    let line = "if [ -w / ]; then echo root; elif sudo -n true 2>/dev/null; then echo free; \
-                elif command -v sudo >/dev/null 2>&1; then echo asks; else echo none; fi";
-    let line = format!("sh -c {}", playbook::quote(line));
+/// What the connection reports; [`Kind::Unavailable`] where its user cannot become root by what forge knows.
+pub async fn root(guest: &dyn Guest, deadline: Duration) -> Result<Root> {
+    let line = format!("sh -c {}", playbook::quote(ROOTS));
     let output = guest.exec(&line, b"", deadline).await?;
-    Ok(output.text().lines().any(|line| line == "asks"))
+    becoming(&output.text())
+}
+
+fn becoming(said: &str) -> Result<Root> {
+    let nobody = |why: &str| {
+        Err(
+            Error::new(Kind::Unavailable, "its user cannot become root there")
+                .because(why)
+                .hint("log in as root, or let the user become root: `USER ALL=(ALL) NOPASSWD: ALL` for `sudo`, `permit nopass USER` for `doas`"),
+        )
+    };
+    match said.lines().last().map(str::trim) {
+        Some("free") => Ok(Root::Free),
+        Some("password") => Ok(Root::Password),
+        Some("doas") => {
+            nobody("`doas` asks for a password, or refuses; it takes one from a terminal alone")
+        }
+        Some("none") => nobody("it is not root, and there is neither `sudo` nor `doas`"),
+        _ => nobody("its shell does not run what it is given"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_who_cannot_become_root_is_told_so() {
+        for (said, root) in [
+            ("free\n", Root::Free),
+            ("Welcome!\npassword\n", Root::Password),
+        ] {
+            assert_eq!(becoming(said).expect(said), root);
+        }
+        for (said, why) in [
+            ("none\n", "neither `sudo` nor `doas`"),
+            ("doas\n", "`doas` asks for a password"),
+            (
+                "This account is not available.\n",
+                "does not run what it is given",
+            ),
+        ] {
+            let error = becoming(said).expect_err(said);
+            assert!(error.line().contains(why), "{}", error.line());
+        }
+    }
+
+    /// What the probe says where only these words of `sudo` are let through, or where only these programs are.
+    fn probed(programs: &[(&str, &str)]) -> String {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in programs {
+            // Written by a child: what this process holds open for writing cannot be run (ETXTBSY).
+            let made = std::process::Command::new("/bin/sh")
+                .args(["-c", "printf '%s' \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"])
+                .arg(folder.path().join(name))
+                .arg(text)
+                .status()
+                .expect("sh");
+            assert!(made.success());
+        }
+        // Nobody may write there.
+        let line = ROOTS.replace("[ -w / ]", "false");
+        let output = std::process::Command::new("/bin/sh")
+            .args(["-c", &line])
+            .env("PATH", folder.path())
+            .output()
+            .expect("sh");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    #[test]
+    fn sudo_is_asked_for_what_will_be_run() {
+        let shell_alone = "#!/bin/sh\n[ \"$1 $2\" = '-n sh' ]\n";
+        let no = "#!/bin/sh\nexit 1\n";
+        assert_eq!(probed(&[("sudo", shell_alone)]), "free");
+        assert_eq!(probed(&[("sudo", no)]), "password");
+        assert_eq!(probed(&[("doas", shell_alone)]), "free");
+        assert_eq!(probed(&[("doas", no)]), "doas");
+        assert_eq!(probed(&[]), "none");
+    }
 }
