@@ -133,7 +133,7 @@ async fn note(
         .hint("the driver `generic` adopts a host that answers SSH"));
     }
     let config: forge_none::Config = understood(&chosen.resolved.0)?;
-    let address = forge_generic::locate(&config.host).await?;
+    let address = forge_driver::locate(&config.host).await?;
     let is_name = config.host.parse::<std::net::IpAddr>().is_err();
     let mut wish = chosen.wish(name, "", wished);
     wish.adopting = Some(Adopting {

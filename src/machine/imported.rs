@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use super::{Forge, Record, live, reach};
 use crate::interrupt;
 use async_trait::async_trait;
 use forge_driver::{
-    Claim, Driver, DriverHome, ENGINE_PORT, Endpoints, Error, Forward, Instance, Kind, Network,
-    Observation, Power, Result, Spec, State, Wants,
+    Claim, Driver, DriverHome, ENGINE_PORT, Error, Forward, Instance, Kind, Network, Observation,
+    Power, Result, Spec, State, Wants, locate,
 };
 use forge_virtualbox::Adopted;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The name of the driver of such machines.
@@ -148,11 +148,11 @@ impl Elsewhere {
         let Config {
             host, ssh, engine, ..
         } = &self.config;
-        let ip = match resolved(host).await {
+        let ip = match locate(host).await {
             Ok(ip) => ip,
             Err(error) => return Ok((State::Error, None, Some(error.line()))),
         };
-        let instance = instance(ip, ssh.unwrap_or_default(), *engine);
+        let instance = Instance::at(ip, ssh.unwrap_or_default(), *engine);
         let ports = [Some(*engine), *ssh];
         let silent = || {
             Error::new(
@@ -182,13 +182,10 @@ impl Elsewhere {
             return Ok((State::Absent, None, None));
         };
         // Both come with the machine: while one is not known, what was recorded is as good as anything.
-        let instance = seen.ssh.zip(seen.address).map(|(ssh, address)| Instance {
-            endpoints: Endpoints {
-                ssh,
-                engine: SocketAddr::new(address, ENGINE_PORT),
-                ..instance(address, 0, 0).endpoints
-            },
-            ..instance(address, 0, 0)
+        let instance = seen.ssh.zip(seen.address).map(|(ssh, address)| {
+            let mut instance = Instance::at(address, 0, ENGINE_PORT);
+            instance.endpoints.ssh = ssh;
+            instance
         });
         Ok((seen.state, instance, None))
     }
@@ -222,43 +219,8 @@ pub(super) async fn start(forge: &Forge, driver: &dyn Driver, record: &Record) -
     }
 }
 
-/// What is known of a machine at an address.
-pub fn instance(ip: IpAddr, ssh: u16, engine: u16) -> Instance {
-    Instance {
-        endpoints: Endpoints {
-            ssh: SocketAddr::new(ip, ssh),
-            engine: SocketAddr::new(ip, engine),
-            cluster: None,
-            data: None,
-            public: None,
-        },
-        artefacts: Vec::new(),
-        hardware: BTreeMap::new(),
-    }
-}
-
 /// No address, as it is recorded.
 pub const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
-/// The address of a host that is named or has one.
-///
-/// # Errors
-/// [`Kind::Unavailable`] when nobody knows the name.
-pub async fn resolved(host: &str) -> Result<IpAddr> {
-    if let Ok(ip) = host.parse() {
-        return Ok(ip);
-    }
-    let unknown = || {
-        Error::new(
-            Kind::Unavailable,
-            format!("the address of `{host}` is not known"),
-        )
-    };
-    let mut found = lookup_host((host, 0))
-        .await
-        .map_err(|error| unknown().because(error))?;
-    found.next().map(|address| address.ip()).ok_or_else(unknown)
-}
 
 /// Whether one of these ports accepts connections: the first at once, the others a moment later or when it does not.
 async fn any_open(ip: IpAddr, ports: [Option<u16>; 2]) -> std::io::Result<()> {

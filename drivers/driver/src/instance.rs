@@ -21,6 +21,22 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// A host at an address, of which no more is known than these ports.
+    #[must_use]
+    pub fn at(address: IpAddr, ssh: u16, engine: u16) -> Self {
+        Self {
+            endpoints: Endpoints {
+                ssh: SocketAddr::new(address, ssh),
+                engine: SocketAddr::new(address, engine),
+                cluster: None,
+                data: None,
+                public: None,
+            },
+            artefacts: Vec::new(),
+            hardware: BTreeMap::new(),
+        }
+    }
+
     /// Whether its addresses are known.
     #[must_use]
     pub fn located(&self) -> bool {

@@ -18,6 +18,7 @@ pub mod folder;
 pub mod hold;
 pub mod host;
 mod instance;
+mod locate;
 pub mod options;
 pub mod ports;
 pub mod process;
@@ -33,6 +34,7 @@ pub use driver::{Driver, DriverHome, Token, Tokens, Wants};
 pub use error::{Context, Error, Fact, Kind, Result};
 pub use finding::Finding;
 pub use instance::{Artefact, Endpoints, Instance, Observation, Power, State};
+pub use locate::locate;
 pub use secret::Secret;
 pub use spec::{
     BaseImage, ENGINE_PORT, Forward, KernelFiles, Mac, Network, Nic, SSH_PORT, Seed, Spec,

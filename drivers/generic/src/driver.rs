@@ -1,15 +1,15 @@
 //! The verbs, most of which a host that is somebody else's refuses.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{
-    Claim, Driver, Endpoints, Error, Fact, Forward, Instance, Kind, Network, Observation, Power,
-    Result, Spec, State, Wants,
+    Claim, Driver, Error, Fact, Forward, Instance, Kind, Network, Observation, Power, Result, Spec,
+    State, Wants, locate,
 };
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::options::Config;
@@ -62,17 +62,7 @@ impl GenericDriver {
     }
 
     fn instance(&self, address: IpAddr) -> Instance {
-        Instance {
-            endpoints: Endpoints {
-                ssh: SocketAddr::new(address, self.config.port()),
-                engine: SocketAddr::new(address, self.config.engine_port),
-                cluster: None,
-                data: None,
-                public: None,
-            },
-            artefacts: Vec::new(),
-            hardware: std::collections::BTreeMap::new(),
-        }
+        Instance::at(address, self.config.port(), self.config.engine_port)
     }
 
     fn not_ours(&self, verb: &str) -> Error {
@@ -83,32 +73,6 @@ impl GenericDriver {
         .hint("`forge restart` restarts a host that answers; its owner, or its provider, does the rest")
         .fact(Fact::NoPower(format!("generic driver does not support {verb}")))
     }
-}
-
-/// The address of a host by its name, IPv4 before IPv6, since most engines listen there.
-///
-/// # Errors
-/// [`Kind::NotFound`] when it has none.
-pub async fn locate(host: &str) -> Result<IpAddr> {
-    if let Ok(address) = host.parse() {
-        return Ok(address);
-    }
-    let failed = || Error::new(Kind::NotFound, format!("the host `{host}` has no address"));
-    let found = match timeout(PATIENCE, lookup_host((host, 0))).await {
-        Ok(found) => found.map_err(|error| failed().because(error))?,
-        Err(_) => {
-            return Err(Error::new(
-                Kind::Timeout,
-                format!(
-                    "nobody tells the address of `{host}` within {} s",
-                    PATIENCE.as_secs()
-                ),
-            ));
-        }
-    };
-    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    addresses.first().copied().ok_or_else(failed)
 }
 
 #[async_trait]

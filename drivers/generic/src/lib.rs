@@ -9,5 +9,5 @@
 mod driver;
 mod options;
 
-pub use driver::{GenericDriver, locate};
+pub use driver::GenericDriver;
 pub use options::{Config, JumpHost, Options};

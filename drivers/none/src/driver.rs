@@ -1,16 +1,15 @@
 //! The verbs: where an engine is, and that it is nobody's to switch.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use forge_driver::{
-    Claim, Driver, Endpoints, Error, Fact, Forward, Instance, Kind, Network, Observation, Power,
-    Result, SSH_PORT, Spec, State, Wants,
+    Claim, Driver, Error, Fact, Forward, Instance, Kind, Network, Observation, Power, Result,
+    SSH_PORT, Spec, State, Wants, locate,
 };
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::options::Config;
@@ -40,33 +39,8 @@ impl NoneDriver {
         )
     }
 
-    async fn locate(&self) -> Result<IpAddr> {
-        let host = self.config.host.as_str();
-        if let Ok(address) = host.parse() {
-            return Ok(address);
-        }
-        let failed = || Error::new(Kind::NotFound, format!("the host `{host}` has no address"));
-        let found = match timeout(PATIENCE, lookup_host((host, 0))).await {
-            Ok(found) => found.map_err(|error| failed().because(error))?,
-            Err(_) => return Err(self.silent()),
-        };
-        let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-        addresses.sort_by_key(IpAddr::is_ipv6);
-        addresses.first().copied().ok_or_else(failed)
-    }
-
     fn instance(&self, address: IpAddr) -> Instance {
-        Instance {
-            endpoints: Endpoints {
-                ssh: SocketAddr::new(address, SSH_PORT),
-                engine: SocketAddr::new(address, self.config.port),
-                cluster: None,
-                data: None,
-                public: None,
-            },
-            artefacts: Vec::new(),
-            hardware: BTreeMap::new(),
-        }
+        Instance::at(address, SSH_PORT, self.config.port)
     }
 }
 
@@ -95,7 +69,7 @@ impl Driver for NoneDriver {
     }
 
     async fn observe(&self, claims: &[Claim]) -> Result<Vec<Observation>> {
-        let address = self.locate().await?;
+        let address = locate(&self.config.host).await?;
         let state = match timeout(PATIENCE, TcpStream::connect((address, self.config.port))).await {
             Ok(Ok(_)) => State::Running,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
@@ -119,7 +93,7 @@ impl Driver for NoneDriver {
     }
 
     async fn create(&self, _: &Spec) -> Result<Instance> {
-        Ok(self.instance(self.locate().await?))
+        Ok(self.instance(locate(&self.config.host).await?))
     }
 
     async fn set_power(&self, _: Claim, power: Power) -> Result<()> {

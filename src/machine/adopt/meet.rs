@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use forge_driver::{Error, Kind, Result};
-use forge_generic::{Config, JumpHost, locate};
+use forge_driver::{Error, Kind, Result, locate};
+use forge_generic::{Config, JumpHost};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settle::{self, Said, Way};

@@ -12,14 +12,13 @@ mod plan;
 mod restart;
 mod settle;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use forge_driver::{Driver, Endpoints, Error, Instance, Kind, Result};
+use forge_driver::{Driver, Error, Instance, Kind, Result, locate};
 
 pub use meet::{Ask, Met, Route, meet};
 pub use plan::{Facts, Plan, look};
@@ -54,17 +53,7 @@ pub struct Adopting {
 impl Adopting {
     /// What a new record says of where it is.
     pub(super) fn instance(&self) -> Instance {
-        Instance {
-            endpoints: Endpoints {
-                ssh: self.ssh,
-                engine: SocketAddr::new(self.ssh.ip(), self.engine_port),
-                cluster: None,
-                data: None,
-                public: None,
-            },
-            artefacts: Vec::new(),
-            hardware: BTreeMap::new(),
-        }
+        Instance::at(self.ssh.ip(), self.ssh.port(), self.engine_port)
     }
 }
 
@@ -317,7 +306,7 @@ pub(super) async fn enter_jump(jump: &Jump, deadline: Duration) -> Result<SshGue
         principals: vec![jump.known_as().to_owned()],
         ..Expect::default()
     };
-    let address = SocketAddr::new(forge_generic::locate(jump.target()).await?, jump.port);
+    let address = SocketAddr::new(locate(jump.target()).await?, jump.port);
     let failed = || format!("failed to enter `{}`, the host before", jump.host);
     let stream = timeout(deadline, tcp(address))
         .await

@@ -224,9 +224,9 @@ async fn new(
     let instance = match (&foreign.ssh, foreign.engine.0.as_str()) {
         (_, "") => None,
         (ssh, engine) => {
-            let at = imported::resolved(engine).await;
+            let at = forge_driver::locate(engine).await;
             let instance = at.map(|ip| {
-                let mut instance = imported::instance(ip, 0, foreign.engine.1);
+                let mut instance = forge_driver::Instance::at(ip, 0, foreign.engine.1);
                 if let Some((host, port)) = ssh {
                     let ssh = host.parse().unwrap_or(ip);
                     instance.endpoints.ssh = (ssh, *port).into();
