@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgMatches, FromArgMatches};
+use forge::credentials::Credentials;
 use forge::engine_options::EngineOptions;
 use forge::machine::access::Connection;
 use forge::machine::adopt::{self, Adopting, Met, Plan, Root, Route, Said};
 use forge::machine::create::{self, Wish};
-use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
+use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage, relocate};
 use forge::remote::{Guest, WithPassword};
 use forge::secret::Secret;
 use forge::store::lock::acquire_machines;
@@ -186,7 +187,15 @@ async fn adopt(
     // Later on it has a key of forge's, and its user does not log in again.
     let met = match begun.filter(|begun| begun.stage > Stage::Claimed) {
         Some(_) => None,
-        None => Some(adopt::meet(&route, &options.host_key, &Person, session.patience()).await?),
+        None => Some(
+            adopt::meet(
+                &route,
+                &options.host_key,
+                &Person::default(),
+                session.patience(),
+            )
+            .await?,
+        ),
     };
     let mut wish = chosen.wish(name, "", wished);
     wish.config = serde_json::to_value(&route.config).map_err(|error| {
@@ -199,7 +208,7 @@ async fn adopt(
         let asks = root == Root::Password;
         let mut guest: Arc<dyn Guest> = met.guest.clone();
         if asks {
-            let secret = sudo(&options)?;
+            let secret = sudo(session, name, &options).await?;
             guest =
                 Arc::new(WithPassword::checked(guest, secret.clone(), session.patience()).await?);
             password = Some(secret);
@@ -235,14 +244,17 @@ async fn adopt(
         )
         .hint("the same command without `--dry-run` goes on with it"));
     }
-    let (mut forge, drawing) = session.worker("create")?;
-    forge.sudo = match password {
+    // Nothing is drawn while somebody is asked.
+    let sudo = match password {
         Some(password) => Arc::new([(name.to_owned(), password)].into()),
-        None => {
+        None if session.existing()?.is_some() => {
             let file = options.sudo_password_file.as_ref();
-            passwords(&forge, &[name.to_owned()], file)?
+            passwords(&session.reader()?, &[name.to_owned()], file).await?
         }
+        None => Arc::default(),
     };
+    let (mut forge, drawing) = session.worker("create")?;
+    forge.sudo = sudo;
     let done = bring_up(&forge, &wish, connection).await;
     drawing.finish(forge).await;
     done.map(Some)
@@ -301,29 +313,55 @@ fn access(user: String, accept: Vec<String>, authorities: Vec<String>) -> SshAcc
 }
 
 /// What `sudo` asks for on a host that is adopted.
-fn sudo(options: &Options) -> Result<Secret> {
+async fn sudo(session: &Session, name: &str, options: &Options) -> Result<Secret> {
     if options.sudo_password_stdin {
         return ask::first_line(None);
     }
-    match &options.sudo_password_file {
-        Some(path) => ask::first_line(Some(path)),
-        None => Err(no_password()),
+    if let Some(path) = &options.sudo_password_file {
+        return ask::first_line(Some(path));
     }
+    let store = session.existing()?;
+    let kept = store.map(|store| session.credentials(&store, session.passphrases()));
+    password(kept.as_ref(), name).await
 }
 
-fn no_password() -> Error {
+/// What `sudo` asks for on a machine: what is kept for it, else what is typed.
+async fn password(kept: Option<&Credentials>, name: &str) -> Result<Secret> {
+    if let Some(kept) = kept
+        && let Some((secret, _)) = kept.find(&credential(name)).await?
+    {
+        return Ok(secret);
+    }
+    let question = format!("What `sudo` asks for on `{name}`: ");
+    ask::hidden(question, None)
+        .await
+        .map_err(|error| match error.kind() {
+            Kind::Unavailable => no_password(name),
+            _ => error.context(format!("failed to read what `sudo` asks for on `{name}`")),
+        })
+}
+
+/// The name under which a machine's password is kept.
+fn credential(name: &str) -> String {
+    format!("sudo/{name}")
+}
+
+fn no_password(name: &str) -> Error {
     Error::new(
         Kind::Unavailable,
         "`sudo` asks for a password there, and there is no terminal to ask for it",
     )
-    .hint("`--generic-sudo-password-file FILE`, `--generic-sudo-password-stdin`, or let `sudo` ask for none: `USER ALL=(ALL) NOPASSWD: ALL`")
+    .hint(format!(
+        "`--generic-sudo-password-file FILE` ({SUDO}), `--generic-sudo-password-stdin`, `forge credentials set {}`, or let `sudo` ask for none: `USER ALL=(ALL) NOPASSWD: ALL`",
+        credential(name)
+    ))
 }
 
 /// What `sudo` asks for on those of these machines where it asks.
 ///
 /// # Errors
 /// When it is not to be had.
-pub fn passwords(
+pub async fn passwords(
     forge: &Forge,
     names: &[String],
     file: Option<&PathBuf>,
@@ -334,18 +372,54 @@ pub fn passwords(
         let Ok(Some(record)) = Record::find(&forge.store, name) else {
             continue;
         };
-        if record.adopted.is_none_or(|adopted| !adopted.sudo_password) {
+        if passwords.contains_key(name) || record.adopted.is_none_or(|host| !host.sudo_password) {
             continue;
         }
         let variable = || std::env::var_os(SUDO).filter(|path| !path.is_empty());
         let path = file.cloned().or_else(|| variable().map(PathBuf::from));
         let password = match path {
             Some(path) => ask::first_line(Some(&path))?,
-            None => return Err(no_password()),
+            None => password(Some(&forge.credentials), name).await?,
         };
         passwords.insert(name.clone(), password);
     }
     Ok(Arc::new(passwords))
+}
+
+/// The same, and one whose password is not to be had keeps no other from being worked on: that is told.
+///
+/// # Errors
+/// [`Kind::Interrupted`] alone.
+pub async fn passwords_there(
+    forge: &Forge,
+    names: &[String],
+) -> Result<Arc<BTreeMap<String, Secret>>> {
+    let mut all = BTreeMap::new();
+    for name in names {
+        match passwords(forge, std::slice::from_ref(name), None).await {
+            Ok(found) => all.extend(Arc::unwrap_or_clone(found)),
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(error) => report::note(&format!("warning: machine `{name}`: {}", error.line())),
+        }
+    }
+    Ok(Arc::new(all))
+}
+
+/// The record of a machine that is on, whose certificate carries the address that clients go by: made anew where it does
+/// not, by whoever may do that there.
+///
+/// # Errors
+/// As [`relocate::certified`]; when what `sudo` asks for is not to be had.
+pub async fn certified(forge: &Forge, record: Record) -> Result<Record> {
+    if record.placement.decided() || relocate::named(&record) {
+        return Ok(record);
+    }
+    let sudo = passwords(forge, std::slice::from_ref(&record.name), None).await?;
+    let forge = Forge {
+        sudo,
+        ..forge.clone()
+    };
+    relocate::certified(&forge, record).await
 }
 
 fn understood<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {

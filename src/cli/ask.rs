@@ -1,10 +1,12 @@
 //! What only a person knows: an answer to a question, whether a host key is the right one, what opens a key.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use forge::interrupt;
@@ -13,6 +15,8 @@ use forge::playbook::quote;
 use forge::remote::login::Unlock;
 use forge::secret::Secret;
 use forge_driver::{Context, Error, Kind, Result};
+
+use super::passphrase;
 
 /// No answer is longer.
 const LONGEST: u64 = 1024;
@@ -46,13 +50,61 @@ pub fn line() -> Result<Option<String>> {
     }
 }
 
-/// Whoever sits at the terminal of this command, if anybody does.
-pub struct Person;
+/// Whoever sits at the terminal of this command, if anybody does. Each passphrase is asked for once.
+#[derive(Default)]
+pub struct Person {
+    known: Mutex<BTreeMap<PathBuf, Secret>>,
+}
+
+impl Person {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Secret>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is typed unseen, away from those who must not wait.
+///
+/// # Errors
+/// As [`passphrase::hidden_until`]; Ctrl-C is a wish for the whole command besides.
+pub async fn hidden(question: String, until: Option<Instant>) -> Result<Secret> {
+    let asked = tokio::task::spawn_blocking(move || passphrase::hidden_until(&question, until));
+    let typed = asked
+        .await
+        .map_err(|error| Error::new(Kind::Io, "the terminal cannot be read").because(error))?;
+    if matches!(&typed, Err(error) if error.kind() == Kind::Interrupted) {
+        interrupt::request();
+    }
+    typed
+}
 
 #[async_trait]
 impl Unlock for Person {
-    async fn passphrase(&self, _: &Path) -> Option<Secret> {
-        None
+    async fn passphrase(
+        &self,
+        file: &Path,
+        attempt: usize,
+        until: tokio::time::Instant,
+    ) -> Result<Secret> {
+        if attempt == 0
+            && let Some(known) = self.known().get(file)
+        {
+            return Ok(known.clone());
+        }
+        let again = if attempt == 0 {
+            ""
+        } else {
+            "That does not open it. "
+        };
+        let question = format!("{again}Passphrase of `{}`: ", file.display());
+        let typed = hidden(question, Some(until.into_std())).await;
+        let secret = typed.map_err(|error| match error.kind() {
+            Kind::Unavailable => {
+                Error::new(Kind::Unavailable, "there is no terminal to ask for it")
+            }
+            _ => error,
+        })?;
+        self.known().insert(file.to_owned(), secret.clone());
+        Ok(secret)
     }
 }
 

@@ -263,6 +263,7 @@ pub struct Session {
     picked: Option<Pick>,
     /// Tokens that flags of this command gave, by driver.
     given: BTreeMap<&'static str, Secret>,
+    typed: Arc<passphrase::Typed>,
     /// What settings say.
     pub defaults: Defaults,
 }
@@ -350,15 +351,19 @@ impl Session {
         })
     }
 
+    /// Whoever knows the passphrase of the sealed file: one for the whole command, which asks once.
+    pub fn passphrases(&self) -> Arc<dyn Passphrases> {
+        self.typed.clone()
+    }
+
     /// The secrets of a store; `passphrases` knows that of the sealed file.
     pub fn credentials(&self, store: &Store, passphrases: Arc<dyn Passphrases>) -> Credentials {
         Credentials::new(store, passphrases, self.patience(), self.given.clone())
     }
 
     fn forge(&self, store: Store, events: Events) -> Forge {
-        let passphrases = Arc::new(passphrase::Typed::new(None));
         Forge {
-            credentials: self.credentials(&store, passphrases),
+            credentials: self.credentials(&store, self.passphrases()),
             store,
             assets: self.assets(),
             events,
@@ -445,6 +450,7 @@ async fn run(
         persona,
         picked,
         given: tokens(leaf(matches)),
+        typed: Arc::new(passphrase::Typed::new(None)),
         defaults,
     };
     if let Err(error) = authority::settle(&session, matches).await {

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use forge::credentials::{Ask, Passphrases};
 use forge::interrupt;
@@ -162,6 +163,14 @@ impl Drop for Blind {
 /// # Errors
 /// [`Kind::Unavailable`] when there is no terminal, [`Kind::Interrupted`] on Ctrl-C.
 pub fn hidden(question: &str) -> Result<Secret> {
+    hidden_until(question, None)
+}
+
+/// The same, and nobody waits longer than until this moment.
+///
+/// # Errors
+/// As [`hidden`]; [`Kind::Timeout`] when nothing was entered by then.
+pub fn hidden_until(question: &str, until: Option<Instant>) -> Result<Secret> {
     let mut blind = Blind::enter()?;
     let failed = || "failed to read from the terminal".to_owned();
     blind
@@ -171,6 +180,9 @@ pub fn hidden(question: &str) -> Result<Secret> {
     let mut line = Vec::new();
     loop {
         interrupt::check()?;
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(Error::new(Kind::Timeout, "nothing was entered in time"));
+        }
         let mut byte = [0];
         // Nothing for a moment is not the end: that is a byte of its own.
         if blind.terminal.read(&mut byte).or_fail(Kind::Io, failed)? == 0 {

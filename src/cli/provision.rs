@@ -77,7 +77,7 @@ impl Provision {
         };
         let names = distinct(or_default(self.names));
         // Without a store there are no machines, and none is made.
-        let sudo = passwords(&session.reader()?, &names, None)?;
+        let sudo = passwords(&session.reader()?, &names, None).await?;
         let (mut forge, drawing) = session.worker("provision")?;
         forge.sudo = sudo;
         let done = all(&forge, &names, &change).await;

@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::adopt::{passwords, passwords_there};
 use super::create::{FAN_OUT, conclude};
 use super::persona::Persona;
 use super::power::summary;
@@ -69,8 +70,14 @@ impl RegenerateCerts {
         if !self.force && !names.is_empty() && !agreed(session, &names)? {
             return Ok(Outcome::Done);
         }
+        let sudo = if self.all {
+            passwords_there(&reader, &names).await?
+        } else {
+            passwords(&reader, &names, None).await?
+        };
         session.say("Regenerating TLS certificates");
-        let (forge, drawing) = session.worker("regenerate-certs")?;
+        let (mut forge, drawing) = session.worker("regenerate-certs")?;
+        forge.sudo = sudo;
         let done = self.renew(&forge, names).await;
         drawing.finish(forge).await;
         let done = done?;
@@ -240,7 +247,11 @@ impl Sorted {
         };
         for name in names {
             match Record::load(&forge.store, name) {
-                Ok(record) if record.stage == Stage::Ready && record.tls.is_none() => {
+                Ok(record)
+                    if record.stage == Stage::Ready
+                        && (record.tls.is_none() && record.imported.is_none()
+                            || record.ssh.user.is_empty()) =>
+                {
                     if !all {
                         sorted.hopeless.push((name.clone(), Err(not_ours(name))));
                     }

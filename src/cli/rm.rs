@@ -63,7 +63,7 @@ impl Rm {
                 names.join(", ")
             ))?;
         }
-        let sudo = match passwords(&session.reader()?, &names, None) {
+        let sudo = match passwords(&session.reader()?, &names, None).await {
             // What cannot be undone on a host is told then.
             Err(_) if self.force => Arc::default(),
             sudo => sudo?,

@@ -11,6 +11,7 @@ use forge_driver::Result;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::adopt::passwords;
 use super::create::conclude;
 use super::power::summary;
 use super::rm::distinct;
@@ -32,8 +33,9 @@ impl Upgrade {
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let names = distinct(or_default(self.names));
         // Without a store there are no machines, and none is made.
-        session.reader()?;
-        let (forge, drawing) = session.worker("upgrade")?;
+        let sudo = passwords(&session.reader()?, &names, None).await?;
+        let (mut forge, drawing) = session.worker("upgrade")?;
+        forge.sudo = sudo;
         let done = all(&forge, &names).await;
         drawing.finish(forge).await;
         let done = done?;

@@ -1,10 +1,11 @@
 //! `forge version`
 
 use clap::Args;
-use forge::machine::{Record, live, relocate};
+use forge::machine::{Record, live};
 use forge_driver::Result;
 use serde_json::json;
 
+use super::adopt::certified;
 use super::{Outcome, Session};
 
 /// Print the version of a machine's engine; without a machine, that of this program
@@ -28,7 +29,7 @@ impl Version {
         let forge = session.reader()?;
         let record = Record::load(&forge.store, &name)?;
         let record = live::running(&forge, &record).await?;
-        let record = relocate::certified(&forge, record).await?;
+        let record = certified(&forge, record).await?;
         let engine = live::engine(&forge, &record).await?;
         if session.json() {
             println!(

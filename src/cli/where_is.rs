@@ -10,6 +10,7 @@ use forge_driver::{Error, Fact, Kind, Result, State};
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::adopt::certified;
 use super::create::{FAN_OUT, conclude};
 use super::persona::Persona;
 use super::wait::{WAIT, Wait};
@@ -130,7 +131,7 @@ impl Url {
 async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
     let record = live::running(forge, record).await?;
     let url = record.url()?;
-    if let Err(error) = relocate::certified(forge, record).await {
+    if let Err(error) = certified(forge, record).await {
         report::note(&format!("warning: {}", error.line()));
     }
     Ok(url)
@@ -142,7 +143,7 @@ async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
 /// When the machine was never finished or is off, or its engine does not answer.
 pub async fn live(forge: &Forge, record: &Record) -> Result<Record> {
     let record = live::running(forge, record).await?;
-    let record = relocate::certified(forge, record).await?;
+    let record = certified(forge, record).await?;
     lasting(forge, &record).await?;
     live::engine(forge, &record).await?;
     Ok(record)

@@ -18,13 +18,19 @@ use super::host_key::{Expect, Expected, print};
 use super::keys::{parse, text};
 use super::ssh::{At, Checker, Phase, Progress, SshGuest, exchange, hash_for, private_key};
 use crate::http::Stream;
+use crate::interrupt;
 use crate::secret::Secret;
 
 /// So many keys are offered at most: servers end a connection after six that they do not know (sshd_config(5),
 /// MaxAuthTries).
 const OFFERS: usize = 5;
-/// A user is given this long for passphrases, and for the touch of a security key.
+/// A user is given this long for passphrases, and for the touch of a security key: servers wait no longer for a login
+/// either (sshd_config(5), LoginGraceTime).
 const HUMAN: Duration = Duration::from_secs(120);
+/// Questions are over so long before that: what was typed is still of use then.
+const MARGIN: Duration = Duration::from_secs(10);
+/// A passphrase is asked for so often.
+const TRIES: usize = 3;
 
 /// What a user can show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,8 +46,11 @@ pub struct Identities {
 /// Whoever can be asked for passphrases.
 #[async_trait]
 pub trait Unlock: Send + Sync {
-    /// The passphrase of the key in this file; `None` when nobody is there to ask.
-    async fn passphrase(&self, file: &Path) -> Option<Secret>;
+    /// The passphrase of the key in this file; `attempt` counts from 0, and with each one the one before was wrong.
+    ///
+    /// # Errors
+    /// Why there is none: nobody is there to ask, or nothing was said before `until`.
+    async fn passphrase(&self, file: &Path, attempt: usize, until: Instant) -> Result<Secret>;
 }
 
 /// How a login ended that did not fail.
@@ -91,15 +100,20 @@ pub async fn enter(
         }
         Err(_) => return Err(at.late(&progress, deadline)),
     };
+    let begun = Instant::now();
     let mut offers = Offers {
         handle: &mut handle,
         user,
         left: OFFERS,
+        until: begun + HUMAN - MARGIN,
         told: Vec::new(),
     };
     let all = offers.all(identities, unlock);
     let within = deadline.max(HUMAN);
-    match timeout_at(Instant::now() + within, all).await {
+    let done = timeout_at(begun + within, all).await;
+    // Whoever was asked may have had enough.
+    interrupt::check()?;
+    match done {
         Ok(Ok(true)) => Ok(Entered::In(at.guest(handle, &progress))),
         Ok(Ok(false)) => {
             let told = offers.told;
@@ -131,6 +145,8 @@ struct Offers<'a> {
     handle: &'a mut Handle<Checker>,
     user: &'a str,
     left: usize,
+    /// Nobody is asked after this moment.
+    until: Instant,
     /// What came of those that were not taken.
     told: Vec<String>,
 }
@@ -237,7 +253,7 @@ impl Offers<'_> {
         Ok(false)
     }
 
-    /// With a key file, whose passphrase is asked for.
+    /// With a key file, whose passphrase is asked for when the server would take the key.
     async fn by_file(&mut self, file: &File, unlock: &dyn Unlock) -> Result<bool, russh::Error> {
         let shown = format!("`{}`", file.path.display());
         let key = match private_key(&file.text, None) {
@@ -248,17 +264,17 @@ impl Offers<'_> {
                     self.told.push(format!("{shown} cannot be read as a key"));
                     return Ok(false);
                 }
-                let Some(passphrase) = unlock.passphrase(&file.path).await else {
-                    self.told.push(format!(
-                        "{shown} has a passphrase, and there is no terminal to ask for it"
-                    ));
+                if let Some(public) = &file.public
+                    && !self.would_be_taken(public).await?
+                {
+                    self.left -= 1;
+                    self.told.push(shown);
                     return Ok(false);
-                };
-                match private_key(&file.text, Some(&passphrase)) {
-                    Ok(key) if !key.is_encrypted() => key,
-                    _ => {
-                        self.told
-                            .push(format!("{shown}: the passphrase does not open it"));
+                }
+                match self.opened(file, unlock).await {
+                    Ok(key) => key,
+                    Err(why) => {
+                        self.told.push(format!("{shown} {why}"));
                         return Ok(false);
                     }
                 }
@@ -270,6 +286,38 @@ impl Offers<'_> {
         }
         self.told.push(shown);
         Ok(false)
+    }
+
+    /// The key of a file with a passphrase, or why there is none.
+    async fn opened(&self, file: &File, unlock: &dyn Unlock) -> Result<PrivateKey, String> {
+        for attempt in 0..TRIES {
+            let asked = unlock.passphrase(&file.path, attempt, self.until).await;
+            let passphrase =
+                asked.map_err(|error| format!("has a passphrase, and {}", error.message()))?;
+            match private_key(&file.text, Some(&passphrase)) {
+                Ok(key) if !key.is_encrypted() => return Ok(key),
+                _ => {}
+            }
+        }
+        Err("has a passphrase, and none of those that were given opens it".to_owned())
+    }
+
+    /// Whether the server takes the key, were it shown that somebody has it (RFC 4252, 7): nobody is asked to open one
+    /// that it does not know.
+    async fn would_be_taken(&mut self, key: &PublicKey) -> Result<bool, russh::Error> {
+        let hash = hash_for(self.handle, key.algorithm().is_rsa()).await?;
+        // An agent that is gone: the attempt ends where the server asks for a signature, and the connection goes on.
+        let (nobody, _) = tokio::io::duplex(1);
+        let asked = self
+            .handle
+            .authenticate_publickey_with(
+                self.user,
+                key.clone(),
+                hash,
+                &mut AgentClient::connect(nobody),
+            )
+            .await;
+        Ok(asked.is_err() && !self.handle.is_closed())
     }
 
     async fn offer(&mut self, key: PrivateKey) -> Result<bool, russh::Error> {

@@ -80,6 +80,33 @@ impl Host {
         *self = std::mem::replace(self, Self::nowhere()).started();
     }
 
+    /// From now on `sudo` asks its user for this password, and its user is nobody who may write everywhere, whoever runs
+    /// the tests.
+    pub fn ask_for(&mut self, password: &str) {
+        fs::write(self.at("password"), format!("{password}\n")).expect("written");
+        script(
+            &self.at("bin/sudo"),
+            "#!/bin/sh\n[ \"$1\" != -n ] || exit 1\nIFS= read -r line\n\
+             [ \"$line\" = \"$(cat \"$FORGE_FAKE_ROOT/../password\")\" ] || { echo 'Sorry, try again.' >&2; exit 1; }\n\
+             shift 4\nexec \"$@\"\n",
+        );
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let command = self.at("bin/as-nobody");
+        script(
+            &command,
+            "#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c \"$SSH_ORIGINAL_COMMAND\"\n",
+        );
+        let given = Command::new("chown")
+            .args(["-R", "65534:65534"])
+            .arg(self.folder.path())
+            .status()
+            .expect("chown");
+        assert!(given.success());
+        self.restart_with(&format!("ForceCommand {}", command.display()));
+    }
+
     fn nowhere() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a folder"),

@@ -7,6 +7,7 @@ pub mod host;
 pub mod points;
 pub mod sshd;
 pub mod stores;
+pub mod terminal;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -285,8 +285,11 @@ struct Nobody;
 
 #[async_trait]
 impl Unlock for Nobody {
-    async fn passphrase(&self, _: &Path) -> Option<Secret> {
-        None
+    async fn passphrase(&self, _: &Path, _: usize, _: Instant) -> Result<Secret> {
+        Err(Error::new(
+            Kind::Unavailable,
+            "nobody is asked for it here: an agent opens it (`ssh-add`)",
+        ))
     }
 }
 
