@@ -25,6 +25,8 @@ const UNIT: &str = "docker.service";
 pub const DROP_IN: &str = "10-forge.conf";
 /// What docker-machine added to it (libmachine/provision/systemd.go).
 pub const MACHINE_DROP_IN: &str = "10-machine.conf";
+/// Where that lies once forge has put it aside: what it said of the engine counts on.
+const MACHINE_ASIDE: &str = "/var/lib/forge/before/10-machine.conf";
 /// The engine's configuration.
 const DAEMON: &str = "/etc/docker/daemon.json";
 /// What the configuration is to be once a restart that was cut off has come to its end.
@@ -239,6 +241,7 @@ fn by_unit(files: &BTreeMap<&str, String>) -> (Option<Start>, Vec<Flag>) {
     let line = UNITS
         .iter()
         .find_map(|folder| files.get(format!("{folder}/{UNIT}.d/{MACHINE_DROP_IN}").as_str()))
+        .or_else(|| files.get(MACHINE_ASIDE))
         .and_then(|text| Some(closed(unit::last(&unit::service(text), "ExecStart")?)))
         .or_else(|| unit::last(&settings, "ExecStart").map(str::to_owned));
     let Some(line) = line else {

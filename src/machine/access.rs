@@ -239,6 +239,18 @@ pub fn vouched(record: &Record) -> Result<()> {
     )))
 }
 
+/// Refuses work on a machine that was imported and cannot be entered, before any of it is begun.
+///
+/// # Errors
+/// As [`somebody`] and [`vouched`].
+pub(super) fn enterable(record: &Record) -> Result<()> {
+    if record.imported.is_none() {
+        return Ok(());
+    }
+    somebody(record)?;
+    vouched(record)
+}
+
 /// What SSH needs to know of a machine.
 ///
 /// # Errors

@@ -20,8 +20,7 @@ use super::access::{self, Connection};
 use super::adopt::{self, Adopting};
 use super::seed::{self, FIRST_HOST_KEY};
 use super::{
-    Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, imported, provision, reach,
-    record,
+    Forge, Member, Record, SSH_KEY, SshAccess, Stage, first_contact, provision, reach, record,
 };
 use crate::engine_options::{EngineOptions, Install};
 use crate::interrupt;
@@ -407,7 +406,7 @@ pub async fn bring_up(
     peers: &[IpAddr],
 ) -> Result<Up> {
     let name = record.name.clone();
-    imported::refuse_work_on(&record)?;
+    access::enterable(&record)?;
     climb(forge, record, open, peers)
         .await
         .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))

@@ -157,14 +157,14 @@ fn installer(found: &Found, install: &Install) -> Result<(&'static str, Vars)> {
 /// # Errors
 /// As [`settings::merge`]; when the defaults cannot be read.
 pub fn settings(forge: &Forge, record: &Record, found: &Found) -> Result<Settings> {
-    let terms = match &record.adopted {
-        None => Terms {
+    let terms = match record.is_forges() {
+        true => Terms {
             port: PORT,
             defaults: defaults(forge)?,
             keep_storage: true,
             past: record.engine_past.clone(),
         },
-        Some(_) => Terms {
+        false => Terms {
             port: record.endpoints()?.engine.port(),
             defaults: Map::new(),
             keep_storage: true,

@@ -81,24 +81,6 @@ impl Imported {
     }
 }
 
-/// Refuses work on the engine of a machine that was imported.
-///
-/// # Errors
-/// [`Kind::Refused`] for one that was.
-pub(super) fn refuse_work_on(record: &Record) -> Result<()> {
-    match &record.imported {
-        None => Ok(()),
-        Some(_) => Err(Error::new(
-            Kind::Refused,
-            format!(
-                "the engine of machine `{}` is left as docker-machine set it up",
-                record.name
-            ),
-        )
-        .because("it was imported, and may hold what no playbook of forge's knows of")),
-    }
-}
-
 /// How the driver finds one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::access::Connection;
 use super::renew::{self, Papers};
-use super::{Forge, Record, Stage, adopt, tls};
-use crate::ca;
+use super::{Forge, Record, Stage, Tls, adopt, tls};
+use crate::ca::{self, Authority};
 use crate::context;
 use crate::engine::settings::Settings;
 use crate::engine::{self, Trust};
@@ -71,12 +71,15 @@ async fn apply_with(
 ) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
     let (record, papers) = renew::papers(forge, record, &authority)?;
+    if papers.fresh {
+        tell_of_others(forge, &record, &authority).await;
+    }
     let start = Instant::now();
     forge
         .events
         .step(
             "provisioning",
-            if record.adopted.is_none() {
+            if record.is_forges() {
                 "the playbooks kernel, firewall and docker"
             } else {
                 "the playbook docker"
@@ -106,9 +109,10 @@ async fn apply_with(
     let version = match prove(forge, &record, &papers.client.trust()?).await {
         Ok(version) => version,
         Err(error) => {
-            let error = match &record.adopted {
-                Some(_) => adopt::explained(forge, &record, &*open.guest, error).await,
-                None => error,
+            let error = if record.is_forges() {
+                error
+            } else {
+                adopt::explained(forge, &record, &*open.guest, error).await
             };
             return Err(super::engine::explained(forge, &*open.guest, error).await);
         }
@@ -144,6 +148,21 @@ async fn apply_with(
         changed,
         regrouped,
     })
+}
+
+/// Tells that clients of docker-machine's store lose their way to an engine that gets a certificate of this one.
+async fn tell_of_others(forge: &Forge, record: &Record, authority: &Authority) {
+    let with_it = |tls: &Tls| tls.authority == authority.fingerprint();
+    if record.imported.is_none() || record.tls.as_ref().is_some_and(with_it) {
+        return;
+    }
+    let name = &record.name;
+    forge
+        .events
+        .warning(format!(
+            "the engine of machine `{name}` gets a certificate of this store: whoever shows one of docker-machine's is let in no more"
+        ))
+        .await;
 }
 
 /// Asks the engine over TLS until it answers.
@@ -239,7 +258,7 @@ fn job(
     let docker = playbook::load(&forge.assets, "docker")?;
     let nothing = Vars::new();
     let firewall_vars = Vars::new().with("peers", others);
-    let ours = record.adopted.is_none();
+    let ours = record.is_forges();
     let user = ours.then_some(record.ssh.user.as_str());
     let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
     let secrets = super::engine::secrets(&papers.server_key);

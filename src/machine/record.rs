@@ -422,6 +422,11 @@ impl Record {
         })
     }
 
+    /// Whether forge made it. What else is on a machine of others stays as it was found.
+    pub fn is_forges(&self) -> bool {
+        self.adopted.is_none() && self.imported.is_none()
+    }
+
     /// The names and addresses that its certificate has to carry, sorted.
     ///
     /// # Errors

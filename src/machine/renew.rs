@@ -17,7 +17,7 @@ use forge_driver::{Error, Kind, Result};
 
 use super::access::Connection;
 use super::tls::{CA, CLIENT, CLIENT_KEY, ClientFiles, SERVER, SERVER_KEY, read};
-use super::{Forge, Record, Stage, Tls, create, imported, provision, tls};
+use super::{Forge, Record, Stage, Tls, access, create, provision, tls};
 use crate::ca::{self, Authority};
 use crate::cluster;
 use crate::secret::Secret;
@@ -110,7 +110,7 @@ fn carries(tls: &Tls, names: &[String], record: &Record) -> bool {
 /// # Errors
 /// As [`papers`].
 fn begin(forge: &Forge, record: Record, authority: &Authority) -> Result<Record> {
-    imported::refuse_work_on(&record)?;
+    access::enterable(&record)?;
     if record.renewing.is_some() {
         return papers(forge, record, authority).map(|(record, _)| record);
     }
