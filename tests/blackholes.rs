@@ -94,3 +94,37 @@ fn point_13_of_450_machines_half_are_silent_and_a_list_takes_one_wait() {
     }
     assert_eq!(nowhere("ls -q").ok().stdout.lines().count(), 1000);
 }
+
+/// A host that swallows every packet: nothing is refused, and nothing ever comes back.
+#[test]
+fn point_05_a_wait_for_ssh_ends_in_time_with_the_last_error() {
+    if !inside("point_05_a_wait_for_ssh_ends_in_time_with_the_last_error") {
+        return;
+    }
+    let lab = Lab::bare();
+    let given_up = |words: &str, reason: &[&str]| {
+        let start = Instant::now();
+        let ran = lab.forge(words).run().code(1);
+        let took = start.elapsed();
+        // Loosely: an SSH client waits for two minutes, and a kernel for as long.
+        assert!(took < Duration::from_secs(15), "{words}: {took:?}");
+        assert_eq!(ran.stdout, "", "{words}");
+        for said in reason {
+            assert!(ran.stderr.contains(said), "{words}: {}", ran.stderr);
+        }
+    };
+    given_up(
+        "create --driver generic --generic-ip-address 127.99.0.2 --generic-ssh-config none --timeout 3 n1",
+        &["127.99.0.2:22", "no answer within"],
+    );
+    lab.forge("ls -q").says(0, "", "");
+    // A machine that was met long ago, and is dark now.
+    let old = OldStore::at(&lab.folder().join("old"));
+    old.many(2);
+    lab.forge(&format!("import docker-machine {}", old.root.display()))
+        .ok();
+    given_up(
+        "--timeout 3 ssh m1 -- true",
+        &["machine `m1`", "no answer within 3 s"],
+    );
+}
