@@ -42,6 +42,8 @@ depend() {
 }
 SERVICE
 chmod 755 /etc/init.d/docker
+# What OpenRC remembers is of the script that was there before.
+rc-service docker zap >/dev/null
 rc-service docker start >/dev/null
 tries=0
 until docker version >/dev/null 2>&1 || [ $tries -gt 60 ]; do tries=$((tries + 1)); sleep 1; done
