@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::Lab;
 use common::host::Host;
-use forge_lab::openssh::{fingerprint, key, user};
+use forge_lab::openssh::{fingerprint, key};
 
 #[test]
 fn a_host_is_adopted_used_and_left_as_it_was() {

@@ -327,16 +327,24 @@ async fn sudo(session: &Session, name: &str, options: &Options) -> Result<Secret
 
 /// What `sudo` asks for on a machine: what is kept for it, else what is typed.
 async fn password(kept: Option<&Credentials>, name: &str) -> Result<Secret> {
-    if let Some(kept) = kept
-        && let Some((secret, _)) = kept.find(&credential(name)).await?
-    {
-        return Ok(secret);
+    let mut unasked = None;
+    if let Some(kept) = kept {
+        let found = kept.find(&credential(name)).await?;
+        if let Some(secret) = found.secret {
+            return Ok(secret);
+        }
+        unasked = found.without_keyring;
     }
     let question = format!("What `sudo` asks for on `{name}`: ");
     ask::hidden(question, None)
         .await
         .map_err(|error| match error.kind() {
-            Kind::Unavailable => no_password(name),
+            Kind::Unavailable => match unasked {
+                None => no_password(name),
+                Some(why) => {
+                    no_password(name).because(format!("the keyring was not asked: {why}"))
+                }
+            },
             _ => error.context(format!("failed to read what `sudo` asks for on `{name}`")),
         })
 }

@@ -194,7 +194,7 @@ pub(super) async fn reach(
             Err(error) => error,
         };
         // A guest that boots may let its user in a moment after its server has begun to answer.
-        let boots = record.adopted.is_none() && failed_phase(&error) == Some(Phase::Authentication);
+        let boots = record.is_forges() && failed_phase(&error) == Some(Phase::Authentication);
         if access::is_final(&error) && !boots {
             return Err(error);
         }
