@@ -113,8 +113,8 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
 const PACKAGES: &str = r#"set -e
 mkdir -p /srv/repo /srv/new/DEBIAN /srv/slow/DEBIAN
 dpkg -L runc | while read -r path; do
-    [ ! -f "$path" ] || cp -a --parents "$path" /srv/new/
-done
+    [ ! -f "$path" ] || echo ".$path"
+done | tar -C / -cf - -T - | tar -C /srv/new -xf -
 dpkg-query -s runc | sed -e '/^Status:/d' -e 's/^\(Version: .*\)/\1.1/' >/srv/new/DEBIAN/control
 dpkg-deb -Znone -b /srv/new /srv/repo/runc.deb >/dev/null
 cd /srv/repo
