@@ -5,10 +5,11 @@ mod common;
 
 use std::fs;
 
-use common::host::{Host, user};
+use common::host::Host;
 use common::points::{ABORTED, aborted, points};
 use common::{Lab, files};
 use forge_lab::old::OldStore;
+use forge_lab::openssh::user;
 use serde_json::{Value, json};
 
 /// What docker-machine wrote beside the engine's unit (libmachine/provision/systemd.go).

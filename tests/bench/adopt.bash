@@ -13,7 +13,9 @@ rm -rf /etc/systemd/system/docker.service.d /etc/docker/forge.env /etc/docker/tl
 systemctl daemon-reload
 systemctl restart docker'"
 print=$(there 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' | awk '{ print $2 }')
-endpoint=$(FORGE_HOME=$home "$FORGE" inspect -f '{{.instance.endpoints.ssh}}' host)
+FORGE_HOME=$home "$FORGE" ssh-config host >"$home/ssh-config"
+address=$(awk '$1 == "HostName" { print $2 }' "$home/ssh-config")
+port=$(awk '$1 == "Port" { print $2 }' "$home/ssh-config")
 
 restart() {
     there "sudo sh -c '
@@ -28,8 +30,8 @@ adopted() {
     local guest start
     guest=$(mktemp -d "$scratch/XXXX")
     start=$(now)
-    FORGE_HOME=$guest "$FORGE" create --json --driver generic --generic-ip-address "${endpoint%:*}" \
-        --generic-ssh-port "${endpoint##*:}" --generic-ssh-user forge --generic-ssh-key "$home/machines/host/id_ed25519" \
+    FORGE_HOME=$guest "$FORGE" create --json --driver generic --generic-ip-address "$address" \
+        --generic-ssh-port "$port" --generic-ssh-user forge --generic-ssh-key "$home/machines/host/id_ed25519" \
         --generic-ssh-config none --generic-host-key "$print" n1 >"$home/adopt.log" || die "$(<"$home/adopt.log")"
     since "$start"
     FORGE_HOME=$guest "$FORGE" rm -y n1 >"$home/leave.log" 2>&1 || die "$(<"$home/leave.log")"
