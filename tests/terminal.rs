@@ -5,9 +5,10 @@ mod common;
 
 use std::fs;
 
-use common::host::{Host, key};
+use common::host::Host;
 use common::terminal::typed;
 use common::{Lab, files};
+use forge_lab::openssh::key;
 
 const PASSPHRASE: &str = "opens-sesame-4711";
 const PASSWORD: &str = "becomes-root-0815";

@@ -341,9 +341,7 @@ async fn password(kept: Option<&Credentials>, name: &str) -> Result<Secret> {
         .map_err(|error| match error.kind() {
             Kind::Unavailable => match unasked {
                 None => no_password(name),
-                Some(why) => {
-                    no_password(name).because(format!("the keyring was not asked: {why}"))
-                }
+                Some(why) => no_password(name).because(format!("the keyring was not asked: {why}")),
             },
             _ => error.context(format!("failed to read what `sudo` asks for on `{name}`")),
         })

@@ -183,14 +183,19 @@ fn network(ledger: &mut Ledger, cidr: Ipv4Net, owner: Uuid, taken: &Taken) -> Re
 fn overlap(cidr: Ipv4Net, known: impl IntoIterator<Item = Ipv4Net>) -> Result<()> {
     for other in known {
         if other != cidr && routes::overlap(other, cidr) {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!("the network {cidr} overlaps the network {other} of this store"),
-            )
-            .hint(format!("use {other} itself, or a range outside it")));
+            return Err(
+                overlaps(cidr, other).hint(format!("use {other} itself, or a range outside it"))
+            );
         }
     }
     Ok(())
+}
+
+fn overlaps(cidr: Ipv4Net, known: Ipv4Net) -> Error {
+    Error::new(
+        Kind::Precheck,
+        format!("the network {cidr} overlaps the network {known} of this store"),
+    )
 }
 
 /// The networks that this store has recorded.

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use forge_driver::{Error, Forward, Kind, Network, Result, routes};
 
 use super::{
-    Bind, Ledger, Placement, Taken, bindable, forwarded, ledger_path, network as of_range, port_for,
+    Bind, Ledger, Placement, Taken, bindable, forwarded, ledger_path, network as of_range,
+    overlaps, port_for,
 };
 use crate::store::{Store, read_json, write_json};
 
@@ -50,14 +51,9 @@ pub fn join(store: &Store, network: &Network, taken: &Taken) -> Result<()> {
     ledger.drop_unused(taken);
     for known in &ledger.networks {
         if routes::overlap(known.cidr, network.cidr) {
-            return Err(Error::new(
-                Kind::Precheck,
-                format!(
-                    "the network {} overlaps the network {} of this store",
-                    network.cidr, known.cidr
-                ),
-            )
-            .hint("import it into a store of its own"));
+            return Err(
+                overlaps(network.cidr, known.cidr).hint("import it into a store of its own")
+            );
         }
     }
     ledger.networks.push(network.clone());
