@@ -63,17 +63,13 @@ pub(super) async fn located(
                     forge.patience.as_secs()
                 ),
             );
-            // Of a host that was there before, nobody reads the console, and no server of ours gives its address.
-            return Err(
-                match record.adopted.is_some() || record.imported.is_some() {
-                    true => late.hint(
-                        "does its name lead anywhere from here? `--timeout` gives it more time",
-                    ),
-                    false => with_console(driver, &record, late)
-                        .await
-                        .hint("is there a DHCP server on its network?"),
-                },
-            );
+            // Of a host that was there before, nobody reads the console, and whoever names it gives its address.
+            if record.adopted.is_some() || record.imported.is_some() {
+                return Err(late.hint("does its name lead anywhere from here?"));
+            }
+            return Err(with_console(driver, &record, late)
+                .await
+                .hint("is there a DHCP server on its network?"));
         }
         sleep(LOOK).await;
     }
