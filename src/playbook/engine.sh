@@ -94,7 +94,8 @@ forge_until() {
   forge_uptime
   forge_stop=$((forge_time + forge_for))
   while :; do
-    if "$1"; then return 0; fi
+    "$1"
+    case $? in 0) return 0 ;; 99) return 1 ;; esac
     [ -n "$forge_every" ] || return 1
     forge_uptime
     [ "$forge_time" -lt "$forge_stop" ] || return 1

@@ -13,7 +13,8 @@ output() {
 }
 # What the step waits for is told at once.
 waits() { forge_frame "wait $1"; }
-fail() { printf '%s\n' "$1"; return 1; }
+# What would fail again and again: a step is not tried again.
+fail() { printf '%s\n' "$1"; return 99; }
 running() { [ -L "$forge_run/systemd/units/invocation:$1" ]; }
 by_systemd() { [ -d "$forge_run/systemd/system" ]; }
 service_running() {
@@ -34,14 +35,26 @@ service_enable() {
     rc-update -q add "$1" default
   fi
 }
+# Nobody starts it until the shell of this step ends, however it does. What a kill leaves, the next restart takes away:
+# the note lies where masks of this kind do, so that both are gone after a reboot.
 service_hold() {
-  if by_systemd; then systemctl mask --runtime -q "$1.service" "$1.socket"; fi
+  by_systemd || return 0
+  forge_held=$1
+  trap 'service_free "$forge_held"' EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  : >"$forge_run/forge.$1.held"
+  systemctl mask --runtime -q "$1.service" "$1.socket"
 }
 service_free() {
-  if by_systemd; then systemctl unmask --runtime -q "$1.service" "$1.socket"; fi
+  by_systemd || return 0
+  systemctl unmask --runtime -q "$1.service" "$1.socket"
+  rm -f "$forge_run/forge.$1.held"
 }
 service_restart() {
   if by_systemd; then
+    [ ! -e "$forge_run/forge.$1.held" ] || service_free "$1"
     # After several failed starts systemd refuses further ones.
     systemctl reset-failed "$1.service" "$1.socket" 2>/dev/null || :
     timeout 300 systemctl restart "$1.service"

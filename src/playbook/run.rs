@@ -301,6 +301,7 @@ fn join(why: &str, shown: &str) -> String {
 fn why(reason: &str, deadline: u32) -> String {
     match reason.split_once(' ') {
         Some(("exit", "124" | "143" | "137")) => format!("it did not end within {deadline} s"),
+        Some(("exit", "99")) => "it gave up".to_owned(),
         Some(("exit", code)) => format!("it ended with status {code}"),
         _ if reason == "check" => "what it checks does not hold".to_owned(),
         _ => "it failed".to_owned(),

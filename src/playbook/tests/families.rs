@@ -15,7 +15,7 @@ async fn each_family_installs_and_upgrades_by_its_own_tool() {
             "ID=ubuntu\nID_LIKE=debian\n",
             &["apt-get", "apt-cache", "dpkg-query"][..],
             format!(
-                "{hold}, {apt}, apt-cache --names-only search ^docker-cli$, apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
+                "{hold}, {apt}, apt-cache --names-only search ^docker-cli$, apt-get -q -s --no-install-recommends install docker.io docker-cli, apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install docker.io docker-cli, {free}"
             ),
             "install a b, ".to_owned() + free,
             format!(
@@ -64,7 +64,7 @@ async fn each_family_installs_and_upgrades_by_its_own_tool() {
             &["pacman"],
             "pacman -S --noconfirm --needed docker".to_owned(),
             "pacman -S --noconfirm --needed a b".to_owned(),
-            "pacman -Sy --noconfirm --needed docker containerd".to_owned(),
+            "pacman -S --noconfirm --needed docker containerd".to_owned(),
         ),
     ] {
         let machine = Machine::bare(os, tools);
@@ -137,7 +137,7 @@ async fn a_lock_that_another_program_holds_is_waited_for_and_its_holder_named() 
     );
     let held = |lock: &str, word: &str| {
         format!(
-            "case \" $* \" in *' {word} '*)\n  if [ -e DIR/state/held-{word} ]; then\n    rm DIR/state/held-{word}\n    echo 'E: Could not get lock {lock}. It is held by process 7 (unattended-upgr)'\n    exit 100\n  fi ;;\nesac\n"
+            "case \" $* \" in *' -s '*) ;; *' {word} '*)\n  if [ -e DIR/state/held-{word} ]; then\n    rm DIR/state/held-{word}\n    echo 'E: Could not get lock {lock}. It is held by process 7 (unattended-upgr)'\n    exit 100\n  fi ;;\nesac\n"
         )
     };
     let dir = machine.lab.folder.path().display().to_string();
@@ -224,4 +224,149 @@ async fn a_script_is_run_when_all_of_it_came() {
         .await
         .expect("installed");
     assert!(machine.look(false).await.engine.is_some());
+}
+
+/// The tool for packages says no to whatever is to be installed; how often it was asked.
+async fn refused(family: &str, os: &str, tools: &[&str], says: &[(&str, &str)]) -> (String, usize) {
+    let machine = Machine::bare(os, tools);
+    for tool in tools {
+        // What is refused installs nothing.
+        machine.stand_in(
+            tool,
+            &format!("echo {tool} \"$@\" >>DIR/state/calls\n. DIR/state/{tool}"),
+        );
+        machine.write(&format!("state/{tool}"), "");
+    }
+    for (tool, text) in says {
+        machine.write(&format!("state/{tool}"), text);
+    }
+    machine.stand_in("sleep", "");
+    let error = machine
+        .install(family, &["mistyped"], "")
+        .await
+        .expect_err(family);
+    let asked = |call: &&str| call.contains("install") || call.contains(" -S");
+    (
+        error.line(),
+        machine.calls().split(", ").filter(asked).count(),
+    )
+}
+
+#[tokio::test]
+async fn what_no_package_is_called_is_told_at_once() {
+    for (family, os, tools, says, words) in [
+        (
+            "debian",
+            "ID=debian\n",
+            &["apt-get", "apt-cache"][..],
+            (
+                "apt-get",
+                "case $* in *' -s '*) echo E: Unable to locate package mistyped >&2; exit 100 ;; esac\n",
+            ),
+            "Unable to locate package mistyped",
+        ),
+        (
+            "fedora",
+            "ID=fedora\n",
+            &["dnf"],
+            ("dnf", "exit 1\n"),
+            "status 1",
+        ),
+        (
+            "suse",
+            "ID=opensuse-leap\n",
+            &["zypper"],
+            ("zypper", "exit 104\n"),
+            "does not hold",
+        ),
+        (
+            "arch",
+            "ID=arch\n",
+            &["pacman"],
+            ("pacman", "exit 1\n"),
+            "`pacman -Syu` brings the whole system up to date",
+        ),
+    ] {
+        let (line, asked) = refused(family, os, tools, &[says]).await;
+        assert!(line.contains(words), "{family}: {line}");
+        assert_eq!(asked, 1, "{family}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn the_lock_of_pacman_is_waited_for() {
+    let machine = Machine::bare("ID=arch\n", &["pacman"]);
+    let dir = machine.lab.folder.path().display().to_string();
+    fs::create_dir_all(machine.lab.path("var/lib/pacman")).expect("a folder");
+    machine.write("var/lib/pacman/db.lck", "");
+    machine.stand_in("sleep", "rm -f DIR/var/lib/pacman/db.lck");
+    machine.stand_in(
+        "pacman",
+        "echo pacman >>DIR/state/calls\n[ ! -e DIR/var/lib/pacman/db.lck ] || exit 1\n. DIR/stand-ins/engine",
+    );
+    machine.install("arch", &[], "").await.expect("installed");
+    assert_eq!(machine.calls(), "pacman, pacman", "{dir}");
+}
+
+#[tokio::test]
+async fn zypper_says_what_it_did_by_codes_that_are_no_failures() {
+    let machine = Machine::bare("ID=opensuse-leap\n", &["zypper", "rpm"]);
+    machine.write("state/zypper", "exit 102\n");
+    machine.install("suse", &[], "").await.expect("installed");
+    machine
+        .install("suse", &[], "today")
+        .await
+        .expect("upgraded");
+    assert!(machine.calls().contains("zypper --non-interactive update"));
+}
+
+#[tokio::test]
+async fn yum_is_told_what_it_understands() {
+    let machine = Machine::bare("ID=amzn\n", &["yum", "rpm"]);
+    machine.write(
+        "state/yum",
+        "case $* in *--available* | *--refresh*) echo no such option; exit 2 ;; esac\n",
+    );
+    machine.install("fedora", &[], "").await.expect("installed");
+    machine
+        .install("fedora", &[], "today")
+        .await
+        .expect("upgraded");
+    let calls = machine.calls();
+    assert!(
+        calls.contains("yum -q list available docker") && calls.contains("yum -y upgrade"),
+        "{calls}"
+    );
+}
+
+/// A mask of forge's goes with the step that put it there, and what a kill left goes with the next restart.
+#[tokio::test]
+async fn a_mask_does_not_outlive_the_step_that_needs_it() {
+    let free = "unmask --runtime -q docker.service docker.socket";
+    for signal in ["TERM", "HUP", "INT", "KILL"] {
+        let machine = Machine::bare("ID=opensuse-leap\n", &["zypper"]);
+        machine.stand_in("zypper", &format!("kill -{signal} $PPID\nsleep 0.2"));
+        machine.install("suse", &[], "").await.expect_err(signal);
+        let calls = machine.calls();
+        assert_eq!(calls.ends_with(free), signal != "KILL", "{signal}: {calls}");
+        for (name, text) in [
+            ("docker", "exit 1"),
+            ("dockerd", ""),
+            ("ln", "exec /bin/ln \"$@\""),
+        ] {
+            machine.stand_in(name, text);
+        }
+        let vars = Vars::new()
+            .with("user", "")
+            .with("certificate", "C")
+            .with("ca", "CA")
+            .with("line", "/usr/sbin/dockerd");
+        let secrets = Secrets::new().with("server_key", "K");
+        machine
+            .play("docker", &vars, &secrets)
+            .await
+            .expect("restarted");
+        let calls = machine.calls();
+        assert_eq!(calls.contains(free), signal == "KILL", "{signal}: {calls}");
+    }
 }
