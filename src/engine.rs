@@ -3,6 +3,7 @@
 //! Docker Engine API: <https://docs.docker.com/reference/api/engine/>; `GET /version` needs no
 //! version prefix.
 
+pub mod back;
 pub mod found;
 pub mod keys;
 pub mod settings;

@@ -459,6 +459,59 @@ fn an_engine_that_others_use_is_taken_over_only_when_that_is_meant() {
 }
 
 #[test]
+fn an_engine_that_runs_and_says_nothing_is_left_alone() {
+    let (lab, host) = (Lab::bare(), Host::new());
+    fs::create_dir(host.at("root/etc/docker")).expect("a folder");
+    fs::write(host.at("root/etc/docker/silent"), "").expect("written");
+    let before = tree(&host);
+    for words in ["create --dry-run", "create"] {
+        let refused = lab.forge(&format!("{words} {} n1", host.trusted())).run();
+        assert_ne!(refused.code, 0);
+        assert!(
+            refused
+                .stderr
+                .contains("runs, and says nothing at /var/run/docker.sock"),
+            "{}",
+            refused.stderr
+        );
+        assert_eq!(tree(&host), before);
+    }
+}
+
+#[test]
+fn a_host_of_another_store_is_taken_over_only_when_that_is_meant() {
+    let (first, second, host) = (Lab::bare(), Lab::bare(), Host::new());
+    let words = format!("create {} n1", host.trusted());
+    first.forge(&words).ok();
+    let (lines, there) = (host.own_lines(), tree(&host));
+    let refused = second.forge(&words).run();
+    assert_ne!(refused.code, 0);
+    for text in [
+        "that store loses it",
+        "Take `127.0.0.1` from the other store",
+    ] {
+        assert!(refused.stderr.contains(text), "{text}: {}", refused.stderr);
+    }
+    assert_eq!(tree(&host), there);
+    second.forge(&format!("{words} --yes")).ok();
+    assert_eq!(host.own_lines(), lines + 1);
+    // The first one does not take it back unasked, and what it leaves is the other's.
+    let refused = first.forge("provision n1").run();
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("another store"),
+        "{}",
+        refused.stderr
+    );
+    let left = first.forge("rm -y n1").ok();
+    assert!(left.stderr.contains("left to that one"), "{}", left.stderr);
+    assert_eq!(host.own_lines(), lines);
+    second.forge("provision n1").ok();
+    second.forge("rm -y n1").ok();
+    assert_eq!(host.own_lines(), 0);
+}
+
+#[test]
 fn a_kill_at_every_point_is_gone_on_from_with_one_line_of_forges() {
     let host = Host::new();
     let words = format!("create {} n1", host.trusted());

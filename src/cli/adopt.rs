@@ -185,6 +185,7 @@ async fn adopt(
     };
     let route = Route::settle(config, said).await?;
     // Later on it has a key of forge's, and its user does not log in again.
+    let ours = begun.as_ref().map(|begun| begun.claim);
     let met = match begun.filter(|begun| begun.stage > Stage::Claimed) {
         Some(_) => None,
         None => Some(
@@ -218,13 +219,29 @@ async fn adopt(
         let (found, facts) = adopt::look(&looking.forge, &*guest, port).await?;
         let plan = Plan::of(
             (&found, &facts),
+            ours,
             user.unwrap_or_default(),
-            port,
+            SocketAddr::new(met.address.ip(), port),
             &wished.engine,
         )?;
         show(session, name, &route.config.host, &plan);
         if manner.dry_run {
             return Ok(None);
+        }
+        connection = Some(Connection {
+            guest,
+            host_key: met.guest.host_key().to_owned(),
+        });
+        wish.adopting = Some(adopting(&route, met, asks));
+        // Its other name here is told before anything is asked.
+        if let Some(store) = session.existing()? {
+            adopt::only_once(&store, &wish)?;
+        }
+        if plan.of_others && !manner.yes {
+            confirm(&format!(
+                "Take `{}` from the other store of forge's that has adopted it?",
+                route.config.host
+            ))?;
         }
         if plan.takes_over && !manner.yes {
             confirm(&format!(
@@ -232,11 +249,6 @@ async fn adopt(
                 route.config.host
             ))?;
         }
-        connection = Some(Connection {
-            guest,
-            host_key: met.guest.host_key().to_owned(),
-        });
-        wish.adopting = Some(adopting(&route, met, asks));
     } else if manner.dry_run {
         return Err(Error::new(
             Kind::Usage,

@@ -31,6 +31,9 @@ const MACHINE_ASIDE: &str = "/var/lib/forge/before/10-machine.conf";
 const DAEMON: &str = "/etc/docker/daemon.json";
 /// What the configuration is to be once a restart that was cut off has come to its end.
 const NOTE: &str = "/var/lib/forge/daemon.json";
+/// On a host of others: what they wrote into it, and what forge wrote there last.
+const THEIRS: &str = "/var/lib/forge/before/etc_docker_daemon.json";
+const WRITTEN: &str = "/var/lib/forge/before/written.json";
 /// Where distributions keep the engine's flags, besides those that a unit names itself.
 const CONF: &str = "/etc/conf.d/docker";
 /// The lines between which OpenRC's settings are forge's.
@@ -110,6 +113,10 @@ pub struct Found {
     pub flags: Vec<Flag>,
     /// The text of `daemon.json`; that from before a restart that was cut off, where one was.
     pub daemon: Option<String>,
+    /// On a host of others: what they wrote there.
+    pub theirs: Option<String>,
+    /// On a host of others: what forge wrote there last, if it ever did.
+    pub written: Option<String>,
     /// A restart that keeps containers was cut off.
     pub interrupted: bool,
     /// docker-machine's part of the unit is there.
@@ -149,7 +156,7 @@ impl Found {
             .keys()
             .any(|path| drop_in(path) == Some(MACHINE_DROP_IN));
         let (start, flags) = match init {
-            Some(Init::Systemd) => by_unit(&files),
+            Some(Init::Systemd) => by_unit(&files)?,
             Some(Init::OpenRc) => {
                 let confs = facts.get("conf").map(Vec::as_slice).unwrap_or_default();
                 by_service(confs.first().copied().unwrap_or(CONF), &files)
@@ -163,6 +170,8 @@ impl Found {
             start,
             flags,
             daemon: files.get(NOTE).or_else(|| files.get(DAEMON)).cloned(),
+            theirs: files.get(THEIRS).cloned(),
+            written: files.get(WRITTEN).cloned(),
             interrupted: files.contains_key(NOTE),
             machine: unit,
             storage: fact("storage")
@@ -179,19 +188,41 @@ impl Found {
     /// # Errors
     /// [`Kind::Invalid`] when it is not an object of JSON.
     pub fn configuration(&self) -> Result<Map<String, Value>> {
-        let text = self.daemon.as_deref().unwrap_or_default();
-        if text.trim().is_empty() {
-            return Ok(Map::new());
-        }
-        serde_json::from_str(text).map_err(|error| {
-            Error::new(
-                Kind::Invalid,
-                format!("`{DAEMON}` on the machine is not an object of JSON"),
-            )
-            .because(error)
-            .hint("mend it there (the engine would not start with it either), then run the same command again")
+        object(DAEMON, self.daemon.as_deref().unwrap_or_default()).map_err(|error| {
+            error.hint("mend it there (the engine would not start with it either), then run the same command again")
         })
     }
+
+    /// What others wrote into it, as it was noted; nothing where nothing was.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when it is not an object of JSON.
+    pub fn theirs(&self) -> Result<Map<String, Value>> {
+        object(THEIRS, self.theirs.as_deref().unwrap_or_default())
+    }
+
+    /// What forge wrote into it last.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when it is not an object of JSON.
+    pub fn written(&self) -> Result<Option<Map<String, Value>>> {
+        let written = self.written.as_deref();
+        written.map(|text| object(WRITTEN, text)).transpose()
+    }
+}
+
+/// A file on the machine, read; an empty one holds nothing.
+fn object(path: &str, text: &str) -> Result<Map<String, Value>> {
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(
+            Kind::Invalid,
+            format!("`{path}` on the machine is not an object of JSON"),
+        )
+        .because(error)
+    })
 }
 
 /// The distribution, from the text of os-release.
@@ -218,12 +249,15 @@ fn drop_in(path: &str) -> Option<&str> {
 }
 
 /// The unit with all that is added to it by others, and the flags that come of it.
-fn by_unit(files: &BTreeMap<&str, String>) -> (Option<Start>, Vec<Flag>) {
+///
+/// # Errors
+/// When its flags come from where they were not read.
+fn by_unit(files: &BTreeMap<&str, String>) -> Result<(Option<Start>, Vec<Flag>)> {
     let unit = UNITS
         .iter()
         .find_map(|folder| files.get(format!("{folder}/{UNIT}").as_str()));
     let Some(unit) = unit else {
-        return (None, Vec::new());
+        return Ok((None, Vec::new()));
     };
     let names: BTreeSet<&str> = files
         .keys()
@@ -245,24 +279,28 @@ fn by_unit(files: &BTreeMap<&str, String>) -> (Option<Start>, Vec<Flag>) {
         .and_then(|text| Some(closed(unit::last(&unit::service(text), "ExecStart")?)))
         .or_else(|| unit::last(&settings, "ExecStart").map(str::to_owned));
     let Some(line) = line else {
-        return (None, Vec::new());
+        return Ok((None, Vec::new()));
     };
     let mut variables = BTreeMap::new();
-    for (name, value) in &settings {
-        match name.as_str() {
-            "Environment" => {
-                for word in unit::words(value, &BTreeMap::new()) {
-                    variables.extend(unit::variables(&word));
-                }
-            }
-            // Files count over what stands in the unit itself: systemd.exec(5).
-            "EnvironmentFile" => {
-                let path = value.trim_start_matches('-').trim_matches('"');
-                if let Some(text) = files.get(path) {
-                    variables.extend(unit::variables(text));
-                }
-            }
-            _ => {}
+    for value in unit::all(&settings, "Environment") {
+        for word in unit::words(value, &BTreeMap::new()) {
+            variables.extend(unit::variables(&word));
+        }
+    }
+    // Files count over what stands in the unit itself, wherever they stand: systemd.exec(5).
+    for value in unit::all(&settings, "EnvironmentFile") {
+        let path = value.trim_start_matches('-').trim_matches('"');
+        // One with such letters stands for others, which were not read; a line without variables takes nothing of them.
+        if path.contains(['*', '?', '[', '%']) && line.contains('$') {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("the engine's unit reads its flags from `EnvironmentFile={value}`, a pattern that forge does not follow"),
+            )
+            .because("it would not know of the flags there, and the engine does not start with what is said twice")
+            .hint("name the files in the unit one by one (`systemctl edit docker`), then run the same command again"));
+        }
+        if let Some(text) = files.get(path) {
+            variables.extend(unit::variables(text));
         }
     }
     let flags = Flag::all(&unit::words(&line, &variables));
@@ -271,7 +309,7 @@ fn by_unit(files: &BTreeMap<&str, String>) -> (Option<Start>, Vec<Flag>) {
         line,
         kill_mode: kill_mode.to_owned(),
     };
-    (Some(start), flags)
+    Ok((Some(start), flags))
 }
 
 /// A command line without the flags that open the engine to others.

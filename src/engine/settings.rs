@@ -5,10 +5,12 @@
 //! (moby's daemon/config), so an option that is a flag already stays one.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use forge_driver::{Error, Kind, Result};
 use serde_json::{Map, Value};
 
+use super::back::{self, LIVE_RESTORE, with_live_restore};
 use super::found::{BEGIN, END, Found, Start};
 use super::keys::{self, Flag, Form};
 use super::unit;
@@ -17,8 +19,6 @@ use crate::playbook::quote;
 
 /// The socket of an engine that is opened by nothing else.
 const SOCKET: &str = "unix:///var/run/docker.sock";
-/// The key that keeps containers while an engine restarts.
-const LIVE_RESTORE: &str = "live-restore";
 /// The variable in which a drop-in takes forge's flags.
 const FLAGS: &str = "FORGE_ENGINE_FLAGS";
 /// What guards the port: only clients with a certificate of the CA's get in.
@@ -32,14 +32,12 @@ const GUARD: [(&str, &str); 4] = [
 /// What a machine's engine is given besides its user's wishes.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// The port that it listens at.
-    pub port: u16,
+    /// Where it is found: it listens at this port, to addresses of this kind.
+    pub listen: SocketAddr,
     /// What forge's own machines have where nobody says otherwise; nothing on machines of others.
     pub defaults: Map<String, Value>,
     /// What was wished before: it is taken back where nobody wishes it any more.
     pub past: Vec<EngineOptions>,
-    /// Another storage driver would be one under images and containers that are there.
-    pub keep_storage: bool,
 }
 
 /// The texts of all that an engine reads when it starts.
@@ -57,6 +55,10 @@ pub struct Settings {
     pub after: String,
     /// What is wished has containers that outlive it anyway.
     pub live_restore: bool,
+    /// What was found has containers that outlive it anyway.
+    pub had_it: bool,
+    /// What is found without what forge wrote before, where that is another than was noted.
+    pub theirs: Option<String>,
     /// How the engine is started.
     pub start: Started,
 }
@@ -113,10 +115,14 @@ pub fn merge(found: &Found, wished: &EngineOptions, terms: &Terms) -> Result<Set
     }
     let mut extra = Vec::new();
     for wish in &wishes {
-        one(found, terms, wish, &mut file, &mut extra)?;
+        one(found, wish, &mut file, &mut extra)?;
     }
     defaults(found, terms, &wishes, &mut file);
-    let live_restore = file.get(LIVE_RESTORE) == Some(&Value::Bool(true));
+    let flag = back::flag(found);
+    let has_it = |file: &Map<String, Value>| {
+        flag.unwrap_or(file.get(LIVE_RESTORE) == Some(&Value::Bool(true)))
+    };
+    let live_restore = has_it(&file);
     let wishes_it = wishes.iter().find(|wish| wish.flag.name == LIVE_RESTORE);
     if live_restore && let Some(wish) = wishes_it.filter(|_| found.swarm) {
         return Err(Error::new(
@@ -131,10 +137,14 @@ pub fn merge(found: &Found, wished: &EngineOptions, terms: &Terms) -> Result<Set
     Ok(Settings {
         daemon_changes: file != before || found.interrupted,
         daemon: text(&file),
-        before: text(&with_live_restore(&before, true)),
-        during: text(&with_live_restore(&file, true)),
-        after: text(&with_live_restore(&file, false)),
+        before: with_live_restore(found, &before, true),
+        during: with_live_restore(found, &file, true),
+        after: with_live_restore(found, &file, false),
         live_restore,
+        had_it: has_it(&before),
+        theirs: Some(back::without_forge(found)?)
+            .filter(|theirs| found.theirs().ok().as_ref() != Some(theirs))
+            .map(|theirs| text(&theirs)),
         start: started(found, start, &flags, &environment),
     })
 }
@@ -171,14 +181,8 @@ fn is_on(wish: &Wish) -> bool {
     ["1", "t", "T", "true", "TRUE", "True"].contains(&wish.flag.value.as_str())
 }
 
-/// A configuration which says whether containers outlive the engine.
-fn with_live_restore(file: &Map<String, Value>, whether: bool) -> Map<String, Value> {
-    let mut file = file.clone();
-    file.insert(LIVE_RESTORE.to_owned(), whether.into());
-    file
-}
-
-fn text(file: &Map<String, Value>) -> String {
+/// A configuration as it is written.
+pub(super) fn text(file: &Map<String, Value>) -> String {
     // An object of JSON values is always JSON.
     let text = serde_json::to_string_pretty(file).unwrap_or_default();
     format!("{text}\n")
@@ -288,7 +292,6 @@ fn consistent(wishes: &[Wish]) -> Result<()> {
 /// Puts one wish into the file, unless it is a flag already; into `extra` where others of its kind are flags.
 fn one(
     found: &Found,
-    terms: &Terms,
     wish: &Wish,
     file: &mut Map<String, Value>,
     extra: &mut Vec<String>,
@@ -302,7 +305,6 @@ fn one(
         )
     };
     if flag.name == "storage-driver"
-        && terms.keep_storage
         && let Some(storage) = found.storage.as_ref().filter(|used| **used != flag.value)
     {
         return Err(
@@ -332,7 +334,7 @@ fn one(
     if many {
         if flag
             .value
-            .contains(|c: char| c.is_whitespace() || "\"'\\$".contains(c))
+            .contains(|c: char| c.is_whitespace() || "\"'\\$`".contains(c))
         {
             return Err(contradiction(format!(
                 "the flags `--{}` that the engine is started with: a flag beside them cannot hold blanks or quotes",
@@ -377,8 +379,14 @@ fn defaults(found: &Found, terms: &Terms, wishes: &[Wish], file: &mut Map<String
 /// everybody's.
 fn open(found: &Found, terms: &Terms, file: &mut Map<String, Value>) -> Result<Vec<String>> {
     let mut flags = Vec::new();
-    let address = format!("tcp://0.0.0.0:{}", terms.port);
-    let port = format!(":{}", terms.port);
+    let port = format!(":{}", terms.listen.port());
+    // Of the kind of the others it listens to both.
+    let any = if terms.listen.is_ipv6() {
+        "[::]"
+    } else {
+        "0.0.0.0"
+    };
+    let address = format!("tcp://{any}{port}");
     let listens = |host: &str| host.starts_with("tcp://") && host.ends_with(&port);
     let hosts: Vec<&str> = found
         .flags

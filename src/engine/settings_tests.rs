@@ -62,9 +62,8 @@ fn daemon(value: &Value) -> String {
 
 fn terms() -> Terms {
     Terms {
-        port: 2376,
+        listen: ([192, 0, 2, 7], 2376).into(),
         defaults: Map::new(),
-        keep_storage: true,
         past: Vec::new(),
     }
 }
@@ -595,4 +594,97 @@ fn a_distribution_is_known_by_what_it_is_and_by_what_it_is_derived_from() {
         ));
         assert_eq!(found.expect("found").os.family(), family, "{id}");
     }
+}
+
+#[test]
+fn files_count_over_the_unit_wherever_they_stand_and_an_empty_value_takes_back() {
+    let unit = |lines: &[&str]| -> String {
+        let path = "/lib/systemd/system/docker.service";
+        let lines = ["[Service]"].iter().chain(lines);
+        lines.map(|line| format!("{path}:{line}\n")).collect()
+    };
+    let flags = |lines: &[&str], more: &str| -> Vec<String> {
+        let found = found(&unit(lines), more);
+        found.flags.iter().map(Flag::text).collect()
+    };
+    let file = "/etc/my.env:OPTS=--debug\n";
+    let start = "ExecStart=/usr/bin/dockerd $OPTS";
+    assert_eq!(
+        flags(
+            &[
+                "EnvironmentFile=-/etc/my.env",
+                "Environment=OPTS=--icc=false",
+                start
+            ],
+            file
+        ),
+        ["--debug=true"]
+    );
+    assert_eq!(
+        flags(
+            &[
+                "EnvironmentFile=/etc/my.env",
+                "EnvironmentFile=",
+                "Environment=OPTS=--icc=false",
+                start
+            ],
+            file
+        ),
+        ["--icc=false"]
+    );
+    assert_eq!(
+        flags(&["Environment=OPTS=--icc=false", "Environment=", start], ""),
+        [""; 0]
+    );
+    // A pattern is not followed: what its files say is not known, where it matters.
+    let text = |start: &str| {
+        format!(
+            "init systemd\n{}",
+            unit(&["EnvironmentFile=/etc/docker/*.env", start])
+        )
+    };
+    let error = Found::read(&text(start)).expect_err("a pattern");
+    assert!(
+        error.line().contains("EnvironmentFile=/etc/docker/*.env"),
+        "{}",
+        error.line()
+    );
+    Found::read(&text("ExecStart=/usr/bin/dockerd -H fd://")).expect("no variable");
+}
+
+#[test]
+fn an_engine_at_an_address_of_the_sixth_version_listens_there() {
+    let terms = Terms {
+        listen: "[2001:db8::7]:2376".parse().expect("an address"),
+        ..terms()
+    };
+    let settings = merge(&found(DEBIAN, ""), &wish(&[]), &terms).expect("merged");
+    assert!(
+        flags(&settings).contains("-H tcp://[::]:2376"),
+        "{}",
+        flags(&settings)
+    );
+}
+
+#[test]
+fn what_a_shell_would_run_is_no_flag() {
+    let there = "init openrc\nengine /usr/bin/dockerd\nconf /etc/conf.d/docker\n/etc/conf.d/docker:DOCKER_OPTS=\"--label a=b\"\n";
+    let found = Found::read(there).expect("found");
+    let error = merge(&found, &wish(&["label x=`id`"]), &terms()).expect_err("a command");
+    assert!(
+        error.line().contains("blanks or quotes"),
+        "{}",
+        error.line()
+    );
+}
+
+/// The engine does not start with what is said twice.
+#[test]
+fn a_flag_that_keeps_containers_is_not_said_again_for_a_restart() {
+    let there = FEDORA.replace("--live-restore\"", "--live-restore --debug\"");
+    let settings = merge(&found(&there, ""), &wish(&["label a=b"]), &terms()).expect("merged");
+    for text in [&settings.before, &settings.during, &settings.after] {
+        assert!(!text.contains("live-restore"), "{text}");
+    }
+    assert!(settings.live_restore && settings.had_it);
 }

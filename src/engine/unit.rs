@@ -50,6 +50,19 @@ pub fn last<'a>(settings: &'a [(String, String)], name: &str) -> Option<&'a str>
         .filter(|value| !value.is_empty())
 }
 
+/// All values of a setting that adds up; an empty one takes back those before it.
+pub fn all<'a>(settings: &'a [(String, String)], name: &str) -> Vec<&'a str> {
+    let mut values = Vec::new();
+    for (_, value) in settings.iter().filter(|(setting, _)| setting == name) {
+        if value.is_empty() {
+            values.clear();
+        } else {
+            values.push(value.as_str());
+        }
+    }
+    values
+}
+
 /// The words of a command line, with variables put in: `${NAME}` anywhere, `$NAME` as a word of its own, which is
 /// split at blanks. A variable that is not set is nothing.
 pub fn words(line: &str, variables: &BTreeMap<String, String>) -> Vec<String> {

@@ -141,7 +141,7 @@ async fn claim_new(forge: &Forge, wish: &Wish) -> Result<Record> {
         adopted: wish.adopting.as_ref().and_then(|host| host.adopted.clone()),
         imported: None,
     };
-    adopt::only_once(forge, wish)?;
+    adopt::only_once(&forge.store, wish)?;
     record.save(&forge.store)?;
     Ok(record)
 }

@@ -1,6 +1,7 @@
 //! The engine of a machine, looked at and told what is wished of it: two scripts over one connection, and between them
 //! the decision, which is pure ([`crate::engine::settings`]).
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use forge_driver::{Context, Error, Kind, Result};
@@ -47,7 +48,12 @@ pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<
     }
     let (book, vars) = installer(&found, &record.engine.install)?;
     let book = playbook::load(&forge.assets, &format!("engine/{book}"))?;
-    let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
+    let (mark, nothing) = (playbook::load(&forge.assets, "engine/ours")?, Vars::new());
+    let mut books = vec![(&book, &vars)];
+    if !record.is_forges() {
+        books.insert(0, (&mark, &nothing));
+    }
+    let job = playbook::compile(&books, &Secrets::new(), false)?;
     forge
         .events
         .step("provisioning", "the container engine is installed", None)
@@ -123,7 +129,10 @@ pub async fn upgrade(forge: &Forge, record: Record) -> Result<bool> {
 }
 
 /// The playbook that installs an engine, and its variables.
-fn installer(found: &Found, install: &Install) -> Result<(&'static str, Vars)> {
+///
+/// # Errors
+/// When none can be installed, or is not to be.
+pub fn installer(found: &Found, install: &Install) -> Result<(&'static str, Vars)> {
     let none = || {
         Error::new(
             Kind::Unavailable,
@@ -159,15 +168,13 @@ fn installer(found: &Found, install: &Install) -> Result<(&'static str, Vars)> {
 pub fn settings(forge: &Forge, record: &Record, found: &Found) -> Result<Settings> {
     let terms = match record.is_forges() {
         true => Terms {
-            port: PORT,
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             defaults: defaults(forge)?,
-            keep_storage: true,
             past: record.engine_past.clone(),
         },
         false => Terms {
-            port: record.endpoints()?.engine.port(),
+            listen: record.endpoints()?.engine,
             defaults: Map::new(),
-            keep_storage: true,
             past: record.engine_past.clone(),
         },
     };
@@ -194,7 +201,8 @@ pub fn vars(settings: &Settings, ca: &str, certificate: &str, user: Option<&str>
         .with("before", &settings.before)
         .with("during", &settings.during)
         .with("after", &settings.after)
-        .with("live_restore", settings.live_restore);
+        .with("live_restore", settings.live_restore)
+        .with("had_it", settings.had_it);
     match &settings.start {
         Started::Systemd {
             line,

@@ -260,15 +260,19 @@ fn job(
     let firewall_vars = Vars::new().with("peers", others);
     let ours = record.is_forges();
     let user = ours.then_some(record.ssh.user.as_str());
-    let docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
+    let mut docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
+    if !ours {
+        docker_vars = docker_vars.with("former", adopt::FORMER);
+    }
     let secrets = super::engine::secrets(&papers.server_key);
     let keep = playbook::load(&forge.assets, "adopt/keep")?;
+    let keep_vars = adopt::keeping(record, settings);
     let due = playbook::load(&forge.assets, "engine/restart")?;
     // Kernel and firewall of a host that forge did not make are its owner's.
     let mut books = if ours {
         vec![(&kernel, &nothing), (&firewall, &firewall_vars)]
     } else {
-        vec![(&keep, &nothing)]
+        vec![(&keep, &keep_vars)]
     };
     if restart {
         books.push((&due, &nothing));

@@ -261,7 +261,8 @@ impl Script<'_> {
                     return Err("its content holds a NUL byte, which a shell cannot write".into());
                 }
                 let mode = octal(&file.mode)?;
-                let plain = mode & !0o666 == 0 && owner == "root:root";
+                let plain = mode & !0o666 == 0 && owner == "root:root" && !file.as_found;
+                let former = renderer.render(&step.name, &file.former)?;
                 set("path", &path);
                 set("owner", &owner);
                 set("mode", &format!("{mode:o}"));
@@ -276,6 +277,12 @@ impl Script<'_> {
                 set("chmod", if plain { "" } else { "1" });
                 set("sum", &hex(&Sha256::digest(content.as_bytes())));
                 set("content", &content);
+                if file.as_found {
+                    set("as_found", "1");
+                }
+                if !former.is_empty() {
+                    set("former", &former);
+                }
                 self.remember(&path, true)?;
                 "forge_ensure"
             }

@@ -47,7 +47,7 @@ forge_inline() {
 forge_begin() {
   forge_step=$1
   forge_when= forge_touches= forge_own= forge_check= forge_check_deadline= forge_apply=
-  forge_deadline=60 forge_every= forge_for=0 forge_why=
+  forge_deadline=60 forge_every= forge_for=0 forge_why= forge_as_found= forge_former=
 }
 forge_skipped() {
   [ -n "$forge_when" ] || return 1
@@ -154,8 +154,11 @@ forge_as_wished() {
   if [ -n "$forge_sum" ]; then
     case $forge_sums in *"$forge_nl$forge_sum  $forge_path$forge_nl"*) ;; *) return 1 ;; esac
   fi
-  case $forge_stats in *"$forge_nl$forge_mode $forge_owner $forge_path$forge_nl"*) return 0 ;; esac
-  return 1
+  case $forge_stats in
+    *"$forge_nl$forge_mode $forge_owner $forge_path$forge_nl"*) return 0 ;;
+    *" $forge_path$forge_nl"*) [ -n "$forge_as_found" ] ;;
+    *) return 1 ;;
+  esac
 }
 forge_ensure() {
   if forge_skipped; then return; fi
@@ -166,6 +169,17 @@ forge_ensure() {
   if [ -n "$forge_sum" ]; then forge_write; else forge_mkdir; fi || forge_fail "exit $?"
   forge_end changed
 }
+# What was there before the first change is kept until somebody takes it away.
+forge_put_aside() {
+  [ -n "$forge_former" ] || return 0
+  if [ -e "$forge_former" ] || [ -e "$forge_former.none" ]; then return 0; fi
+  [ -d "${forge_former%/*}" ] || mkdir -p -m 700 "${forge_former%/*}" || return
+  if [ -e "$forge_path" ]; then
+    cp -p "$forge_path" "$forge_former.new" && mv -f "$forge_former.new" "$forge_former"
+  else
+    : >"$forge_former.none"
+  fi
+}
 forge_mkdir() {
   mkdir -p "$forge_path" && chown "$forge_owner" "$forge_path" && chmod "$forge_mode" "$forge_path"
 }
@@ -175,6 +189,11 @@ forge_write() {
   forge_new=$forge_folder/.forge.${forge_path##*/}
   if [ -e "$forge_new" ] || [ -L "$forge_new" ]; then rm -f "$forge_new" || return; fi
   if [ -d "$forge_path" ]; then printf '%s is a folder\n' "$forge_path"; return 1; fi
+  forge_put_aside || return
+  if [ -n "$forge_as_found" ] && [ -e "$forge_path" ]; then
+    forge_chmod=1
+    forge_mode=$(stat -c %a "$forge_path") && forge_owner=$(stat -c %u:%g "$forge_path") || return
+  fi
   umask "$forge_umask"
   printf '%s' "$forge_content" >"$forge_new"
   forge_rc=$?

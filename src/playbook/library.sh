@@ -97,9 +97,24 @@ apt_get() {
     sleep 2
   done
 }
+# Whether it has live-restore, its state in a swarm, how many containers run and pause. Some versions of the client say
+# nothing of that, and are content, where nobody answers.
 engine_state() {
-  timeout 20 docker -H unix:///var/run/docker.sock info -f \
-    '{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}' 2>/dev/null
+  forge_info=$(timeout 20 docker -H unix:///var/run/docker.sock info -f \
+    '{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}' 2>/dev/null) || return
+  case $forge_info in *'  '*) return 1 ;; esac
+  printf '%s\n' "$forge_info"
+}
+# The same, once an engine that has just started answers; one that hangs is not asked again.
+engine_says() {
+  forge_tries=0
+  until forge_said=$(engine_state); do
+    [ $? = 1 ] || return 1
+    forge_tries=$((forge_tries + 1))
+    [ "$forge_tries" -lt 10 ] || return 1
+    sleep 1
+  done
+  printf '%s\n' "$forge_said"
 }
 # The engine reads its file again: true once its live-restore is `$1`.
 engine_takes_over() {
@@ -123,9 +138,13 @@ engine_restart() {
     sleep 0.5
   done
 }
+# A file that is there keeps its mode and its owner.
 replace_file() {
-  printf '%s' "$2" >"$1.new" && chmod 0644 "$1.new" && mv -f "$1.new" "$1"
+  if [ -e "$1" ]; then cp -p "$1" "$1.new"; else : >"$1.new" && chmod 0644 "$1.new"; fi &&
+    printf '%s' "$2" >"$1.new" && mv -f "$1.new" "$1"
 }
+# The name of the copy of a file below /etc.
+kept_as() { printf 'etc_%s' "${1##*/etc/}" | tr / _; }
 forge_units=
 unit() {
   [ -n "$forge_units" ] || forge_read_units

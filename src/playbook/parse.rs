@@ -59,6 +59,12 @@ pub(super) struct FileStep {
     pub(super) mode: String,
     #[serde(default = "root")]
     pub(super) owner: String,
+    /// One that is there keeps its mode and its owner.
+    #[serde(default)]
+    pub(super) as_found: bool,
+    /// Where what was there is put aside before the first change; nowhere when it is empty.
+    #[serde(default)]
+    pub(super) former: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

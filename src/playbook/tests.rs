@@ -15,6 +15,7 @@ use super::parse::parse;
 use super::*;
 use crate::remote::testing::Shell;
 
+mod adopt;
 mod engine;
 mod families;
 mod texts;

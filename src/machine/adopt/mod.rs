@@ -28,13 +28,17 @@ pub use settle::{ROOT, Said};
 use super::access::{self, Access, Connection, Door};
 use super::create::{Up, Wish};
 use super::{Forge, Jump, Record, SshAccess, Stage, provision};
+use crate::engine::back::{self, End};
+use crate::engine::found::{Found, Start};
+use crate::engine::settings::Settings;
 use crate::http::Stream;
 use crate::interrupt;
-use crate::playbook::{self, Secrets};
+use crate::playbook::{self, Secrets, Vars};
 use crate::remote::login::{self, Entered, Identities, Unlock};
 use crate::remote::ssh::{Phase, SshGuest, failed_phase, tcp};
 use crate::remote::{Expect, Guest, WithPassword};
 use crate::secret::Secret;
+use crate::store::Store;
 use tokio::time::{Instant, timeout};
 
 /// What a wish knows of a host that was met.
@@ -61,12 +65,12 @@ impl Adopting {
 ///
 /// # Errors
 /// [`Kind::Exists`] with that name.
-pub fn only_once(forge: &Forge, wish: &Wish) -> Result<()> {
+pub fn only_once(store: &Store, wish: &Wish) -> Result<()> {
     let Some(adopting) = &wish.adopting else {
         return Ok(());
     };
     let at = adopting.instance().endpoints;
-    for (name, record) in Record::all(&forge.store)? {
+    for (name, record) in Record::all(store)? {
         let Ok(record) = record else { continue };
         let there = record
             .endpoints()
@@ -231,8 +235,12 @@ pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
     };
     let port = record.endpoints()?.engine.port();
     let (found, facts) = look(forge, &*open.guest, port).await?;
+    if facts.of_others(Some(record.claim)) {
+        let text = "another store of forge's has adopted the host since: what is there is left to that one";
+        forge.events.warning(text.to_owned()).await;
+    }
     let book = playbook::load(&forge.assets, "adopt/leave")?;
-    let vars = plan::way_back(&found, &facts)?;
+    let vars = leaving(record, &found)?;
     let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
     playbook::run(&*open.guest, &job, forge.patience, &|_| {}).await?;
     if record.stage > Stage::Launched {
@@ -254,6 +262,48 @@ async fn let_in_before(record: &Record) -> bool {
         Some(jump) => enter_jump(jump, LEAVING).await.is_ok(),
         None => true,
     }
+}
+
+/// Where a host keeps what forge changes until its engine runs with it.
+pub(super) const FORMER: &str = "/var/lib/forge/former";
+
+/// The variables of the playbook `adopt/keep`. Whoever adopts a host was asked whether it is to be taken from another.
+pub(super) fn keeping(record: &Record, settings: &Settings) -> Vars {
+    Vars::new()
+        .with("claim", record.claim.to_string())
+        .with("take", record.stage != Stage::Ready)
+        .with("others", settings.theirs.is_some())
+        .with("theirs", settings.theirs.as_deref().unwrap_or_default())
+        .with("daemon", &settings.daemon)
+        .with("daemon_changes", settings.daemon_changes)
+        .with("former", FORMER)
+}
+
+/// The variables of the playbook `adopt/leave`.
+///
+/// # Errors
+/// When a configuration of the engine cannot be read.
+pub fn leaving(record: &Record, found: &Found) -> Result<Vars> {
+    let back = back::of(found)?;
+    let (end, text) = match &back.end {
+        End::Stays => ("stays", ""),
+        End::Copy => ("copy", ""),
+        End::Text(text) => ("text", text.as_str()),
+    };
+    let (conf, conf_text) = match &found.start {
+        Some(Start::Service { path, text }) => (path.as_str(), text.as_str()),
+        _ => ("", ""),
+    };
+    Ok(Vars::new()
+        .with("claim", record.claim.to_string())
+        .with("before", back.before)
+        .with("during", back.during)
+        .with("after", back.after)
+        .with("live_restore", back.live_restore)
+        .with("end", end)
+        .with("text", text)
+        .with("conf", conf)
+        .with("conf_text", conf_text))
 }
 
 /// Why the engine of a host does not answer: a firewall there is its owner's, and the command that opens it is theirs.

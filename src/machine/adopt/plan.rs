@@ -1,15 +1,17 @@
 //! What adopting a host changes on it, and what stays: decided before anything is changed, and shown.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
-use forge_driver::Result;
+use forge_driver::{Claim, Error, Kind, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
-use crate::engine_options::EngineOptions;
+use crate::engine_options::{EngineOptions, Install};
 use crate::machine::Forge;
+use crate::machine::engine::installer;
 use crate::playbook::{self, Secrets, Vars};
 use crate::remote::Guest;
 
@@ -17,26 +19,14 @@ use crate::remote::Guest;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     values: BTreeMap<String, String>,
-    /// What `daemon.json` was before forge; `None` when it was not there.
-    pub(super) daemon_before: Option<String>,
 }
-
-/// The file that holds it.
-const BEFORE: &str = "/var/lib/forge/before/etc_docker_daemon.json";
 
 impl Facts {
     /// Reads what the playbook printed.
     pub fn read(text: &str) -> Self {
         let mut facts = Self::default();
         for line in text.lines() {
-            if let Some(rest) = line
-                .strip_prefix(BEFORE)
-                .and_then(|rest| rest.strip_prefix(':'))
-            {
-                let daemon = facts.daemon_before.get_or_insert_default();
-                daemon.push_str(rest);
-                daemon.push('\n');
-            } else if let Some((name, value)) = line.split_once(' ') {
+            if let Some((name, value)) = line.split_once(' ') {
                 facts
                     .values
                     .insert(name.to_owned(), value.trim().to_owned());
@@ -50,6 +40,18 @@ impl Facts {
             .get(name)
             .map(String::as_str)
             .filter(|value| !value.is_empty())
+    }
+
+    /// Its engine runs, and does not answer. Some versions of the client are content then, and say nothing.
+    fn silent(&self) -> bool {
+        let version = self.values.get("version");
+        self.get("silent").is_some() || version.is_some_and(String::is_empty)
+    }
+
+    /// The host was adopted as another machine than `ours`, by a store that may be gone.
+    pub fn of_others(&self, ours: Option<Claim>) -> bool {
+        self.get("claim")
+            .is_some_and(|claim| ours.is_none_or(|ours| ours.to_string() != claim))
     }
 
     /// A firewall that is on, with the command that lets the engine's port through.
@@ -87,19 +89,32 @@ pub struct Plan {
     pub changes: Vec<String>,
     /// Clients that are there lose their way: something listens at the engine's port already.
     pub takes_over: bool,
+    /// Another store of forge's has adopted the host, and loses it.
+    pub of_others: bool,
 }
 
 impl Plan {
-    /// What is to be done for a host where this was found.
+    /// What is to be done for a host where this was found, for a machine that may have been begun (`ours`).
     ///
     /// # Errors
-    /// When what is wished contradicts what is found, or there is no way to an engine.
+    /// When what is wished contradicts what is found, or there is no way to an engine that can be asked.
     pub fn of(
         (found, facts): (&Found, &Facts),
+        ours: Option<Claim>,
         user: &str,
-        port: u16,
+        at: SocketAddr,
         wished: &EngineOptions,
     ) -> Result<Self> {
+        let port = at.port();
+        if facts.silent() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "the engine of the host runs, and says nothing at /var/run/docker.sock",
+            )
+            .because("nobody knows of its containers then, and a restart might end them; nothing was changed")
+            .hint("see to it that `docker -H unix:///var/run/docker.sock info` answers there, or stop the engine, then run the same command again"));
+        }
+        let of_others = facts.of_others(ours);
         let mut stays = vec![format!(
             "the host name {}, users, firewall, kernel and packages",
             facts.get("hostname").unwrap_or("as it is")
@@ -119,24 +134,34 @@ impl Plan {
                 facts.get("containers").unwrap_or("all")
             ));
             let terms = Terms {
-                port,
+                listen: at,
                 defaults: Map::new(),
-                keep_storage: true,
                 past: Vec::new(),
             };
             let settings = settings::merge(found, wished, &terms)?;
             changes.extend(engine(found, facts, &settings, port)?);
         } else {
+            installer(found, &wished.install)?;
             let family = found.os.family().unwrap_or("the distribution");
-            changes.push(format!(
-                "a container engine is installed from the packages of {family}, since there is none"
-            ));
+            let by = match &wished.install {
+                Install::Url(url) => format!("by the script at {url}"),
+                Install::Packages(packages) => format!("from the packages {}", packages.join(", ")),
+                _ => format!("from the packages of {family}"),
+            };
+            changes.push(format!("a container engine is installed {by}, since there is none; it is started with the host"));
             changes.push(format!("the engine listens at port {port}, over TLS, for clients with a certificate of this store"));
         }
+        if of_others {
+            changes.push(
+                "another store of forge's has adopted the host: that store loses it".to_owned(),
+            );
+        }
+        let known = facts.get("claim").is_some() && !of_others;
         Ok(Self {
             stays,
             changes,
-            takes_over: facts.get("listens").is_some() && facts.get("kept").is_none(),
+            takes_over: facts.get("listens").is_some() && !known,
+            of_others,
         })
     }
 }
@@ -169,6 +194,9 @@ fn engine(found: &Found, facts: &Facts, settings: &Settings, port: u16) -> Resul
     });
     let running = facts.get("running").filter(|count| *count != "0");
     changes.push(match (facts.get("swarm"), running) {
+        _ if facts.get("version").is_none() => {
+            "the engine is started; whether it starts with the host stays as it is".to_owned()
+        }
         (Some("inactive") | None, Some(count)) => {
             format!("the engine is restarted once; the {count} containers that run, run on")
         }
@@ -198,34 +226,6 @@ fn differing(before: &Map<String, Value>, after: &str) -> String {
     format!("the keys {}", keys.join(", "))
 }
 
-/// The texts of `daemon.json` on the way back to what it was: what is there and what was, with containers that outlive
-/// the engine, what was without them in words, and whether what was has them outlive it anyway.
-///
-/// # Errors
-/// When one of them is no configuration.
-pub(super) fn way_back(found: &Found, facts: &Facts) -> Result<Vars> {
-    let was = Found {
-        daemon: facts.daemon_before.clone(),
-        ..found.clone()
-    };
-    let (is, was) = (found.configuration()?, was.configuration()?);
-    let key = "live-restore";
-    let with = |file: &Map<String, Value>, on: bool| {
-        let mut file = file.clone();
-        file.insert(key.to_owned(), on.into());
-        // An object of JSON values is always JSON.
-        format!(
-            "{}\n",
-            serde_json::to_string_pretty(&file).unwrap_or_default()
-        )
-    };
-    Ok(Vars::new()
-        .with("before", with(&is, true))
-        .with("during", with(&was, true))
-        .with("after", with(&was, false))
-        .with("live_restore", was.get(key) == Some(&Value::Bool(true))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,9 +241,20 @@ engine /usr/sbin/dockerd
 ";
     const FACTS: &str = "hostname db7\nversion 20.10.24\nstorage overlay2\ncontainers 2\nrunning 1\nimages 3\nswarm inactive\n";
 
+    fn ours() -> Claim {
+        serde_json::from_str("\"8f9e4f0a-6a0e-4d4e-9d0a-000000000001\"").expect("a claim")
+    }
+
     fn plan(found: &str, facts: &str, wished: &EngineOptions) -> Result<Plan> {
         let found = Found::read(found).expect("found");
-        Plan::of((&found, &Facts::read(facts)), "admin", 2376, wished)
+        let at = ([192, 0, 2, 7], 2376).into();
+        Plan::of(
+            (&found, &Facts::read(facts)),
+            Some(ours()),
+            "admin",
+            at,
+            wished,
+        )
     }
 
     #[test]
@@ -286,12 +297,33 @@ engine /usr/sbin/dockerd
         let plan = plan(FOUND, &facts, &EngineOptions::default()).expect("a plan");
         assert!(plan.takes_over);
         assert!(plan.changes[3].contains("restarted with it"), "{plan:?}");
-        let ours = format!("{facts}kept yes\n");
+        let ours = format!("{facts}claim {}\n", ours());
+        let plan = self::plan(FOUND, &ours, &EngineOptions::default()).expect("a plan");
+        assert!(!plan.takes_over && !plan.of_others);
+        let others = format!("{FACTS}claim 8f9e4f0a-6a0e-4d4e-9d0a-000000000002\n");
+        let plan = self::plan(FOUND, &others, &EngineOptions::default()).expect("a plan");
+        assert!(plan.of_others);
         assert!(
-            !self::plan(FOUND, &ours, &EngineOptions::default())
-                .expect("a plan")
-                .takes_over
+            plan.changes
+                .iter()
+                .any(|line| line.contains("that store loses it")),
+            "{plan:?}"
         );
+    }
+
+    #[test]
+    fn an_engine_that_runs_and_is_silent_is_left_alone() {
+        for said in ["silent yes", "version \nstorage \ncontainers 0"] {
+            let facts = format!("hostname db7\n{said}\n");
+            let error = plan(FOUND, &facts, &EngineOptions::default()).expect_err("silent");
+            assert!(
+                error
+                    .line()
+                    .contains("says nothing at /var/run/docker.sock"),
+                "{}",
+                error.line()
+            );
+        }
     }
 
     #[test]
@@ -306,31 +338,26 @@ engine /usr/sbin/dockerd
             plan.changes[1].contains("installed from the packages of debian"),
             "{plan:?}"
         );
-    }
-
-    #[test]
-    fn the_way_back_leads_to_what_was() {
-        let found = Found::read(FOUND).expect("found");
-        let facts = Facts::read(&format!(
-            "{BEFORE}:{{\n{BEFORE}:\"debug\": true}}\nkept yes\n"
-        ));
-        let vars = way_back(&found, &facts).expect("a way").0;
-        let json = |name: &str| -> Value {
-            serde_json::from_str(vars[name].as_str().expect("a text")).expect("JSON")
+        let of = |install: Install| {
+            let wished = EngineOptions {
+                install,
+                ..EngineOptions::default()
+            };
+            self::plan("init systemd\n/etc/os-release:ID=plan9\n", "", &wished)
         };
-        assert_eq!(
-            json("before"),
-            serde_json::json!({"labels": ["room=7"], "live-restore": true})
+        let plan = of(Install::Url("https://x.example/get".into())).expect("a plan");
+        assert!(
+            plan.changes[1].contains("by the script at https://x.example/get"),
+            "{plan:?}"
         );
-        assert_eq!(
-            json("during"),
-            serde_json::json!({"debug": true, "live-restore": true})
-        );
-        assert_eq!(
-            json("after"),
-            serde_json::json!({"debug": true, "live-restore": false})
-        );
-        assert_eq!(vars["live_restore"], false);
+        for install in [Install::None, Install::Distribution] {
+            let error = of(install).expect_err("no way to an engine");
+            assert!(
+                error.line().contains("no container engine"),
+                "{}",
+                error.line()
+            );
+        }
     }
 
     #[test]

@@ -9,12 +9,12 @@ use super::super::compile::{Places, compile_with};
 use super::super::parse::parse;
 use super::*;
 use crate::engine::found::Found;
-use crate::engine::settings::{self, Started, Terms};
+use crate::engine::settings::{self, Settings, Started, Terms};
 use crate::engine_options::EngineOptions;
 use crate::machine::engine;
 
 /// `docker info`, as the playbooks ask for it.
-const DOCKER: &str = r#"
+pub(super) const DOCKER: &str = r#"
 s=DIR/state
 [ -e $s/process ] || exit 1
 case "$*" in
@@ -48,6 +48,7 @@ case $1 in
     [ ! -e $s/process ] || [ "$(cat $s/process)" = true ] || echo 0 >$s/containers
     rm -f $s/process DIR/run/systemd/units/invocation:docker.service
     [ ! -e $s/broken ] || exit 1
+    [ ! -e $s/broken-by ] || ! grep -qsf $s/broken-by DIR/etc/docker/daemon.json || exit 1
     case "$(wanted) $(cat $s/swarm)" in
       "true active") exit 1 ;;
       "false "*) echo 0 >$s/containers ;;
@@ -69,11 +70,11 @@ pub(super) struct Machine {
 
 impl Machine {
     /// A machine with Debian's unit, an engine that runs, and two containers in it.
-    fn each() -> Vec<Self> {
+    pub(super) fn each() -> Vec<Self> {
         Lab::each().into_iter().map(Self::new).collect()
     }
 
-    fn new(lab: Lab) -> Self {
+    pub(super) fn new(lab: Lab) -> Self {
         let dir = lab.folder.path().display().to_string();
         let lab = Lab {
             shell: lab.shell.with_first(&format!("{dir}/stand-ins")),
@@ -180,7 +181,7 @@ impl Machine {
         fs::read_to_string(self.lab.path(name)).unwrap_or_default()
     }
 
-    fn there(&self, name: &str) -> bool {
+    pub(super) fn there(&self, name: &str) -> bool {
         Path::new(&self.lab.path(name)).exists()
     }
 
@@ -238,23 +239,33 @@ impl Machine {
     }
 
     async fn provision(&self, options: &EngineOptions) -> Result<Report, Error> {
+        let settings = self.settings(options).await?;
+        self.told(&settings, "").await
+    }
+
+    /// What is found and what is wished, as one.
+    pub(super) async fn settings(&self, options: &EngineOptions) -> Result<Settings, Error> {
         let deep = !options.opts.is_empty();
         let terms = Terms {
-            port: 2376,
+            listen: ([192, 0, 2, 7], 2376).into(),
             defaults: Map::new(),
-            keep_storage: true,
             past: Vec::new(),
         };
-        let mut settings = settings::merge(&self.look(deep).await, options, &terms)?;
+        settings::merge(&self.look(deep).await, options, &terms)
+    }
+
+    /// Tells the engine; what changes is put aside in `former`.
+    pub(super) async fn told(&self, settings: &Settings, former: &str) -> Result<Report, Error> {
+        let mut settings = settings.clone();
         if let Started::OpenRc { path, .. } = &mut settings.start {
             *path = self.lab.path(path.trim_start_matches('/'));
         }
-        let vars = engine::vars(&settings, "CA", "CERTIFICATE", None);
+        let vars = engine::vars(&settings, "CA", "CERTIFICATE", None).with("former", former);
         let secrets = Secrets::new().with("server_key", "the key of the server");
         self.play("docker", &vars, &secrets).await
     }
 
-    fn containers(&self) -> String {
+    pub(super) fn containers(&self) -> String {
         self.read("state/containers").trim().to_owned()
     }
 
@@ -270,7 +281,7 @@ impl Machine {
     }
 }
 
-fn labels(labels: &[&str]) -> EngineOptions {
+pub(super) fn labels(labels: &[&str]) -> EngineOptions {
     EngineOptions {
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         ..EngineOptions::default()
@@ -305,11 +316,25 @@ async fn containers_outlive_a_restart_and_a_second_run_changes_nothing() {
 
 /// Every file of the machine's, but for what the stand-ins remember.
 fn files_of(machine: &Machine) -> Vec<(String, Vec<u8>)> {
+    files_in(machine, &["etc", "var"])
+}
+
+impl Machine {
+    pub(super) fn files(&self) -> Vec<(String, Vec<u8>)> {
+        files_of(self)
+    }
+
+    pub(super) fn etc(&self) -> Vec<(String, Vec<u8>)> {
+        files_in(self, &["etc"])
+    }
+}
+
+fn files_in(machine: &Machine, names: &[&str]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
-    let mut folders = vec![
-        machine.lab.folder.path().join("etc"),
-        machine.lab.folder.path().join("var"),
-    ];
+    let mut folders: Vec<_> = names
+        .iter()
+        .map(|name| machine.lab.folder.path().join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
