@@ -419,7 +419,7 @@ fn the_start_of_docker_machine_gives_way_and_what_it_said_stays() {
 #[test]
 fn what_docker_machine_said_counts_on_once_its_start_is_put_aside() {
     let there = DOCKER_CE.to_owned()
-        + "/var/lib/forge/before/10-machine.conf:ExecStart=/usr/bin/dockerd -H tcp://0.0.0.0:2376 --storage-driver overlay2 --tlsverify --label provider=generic\n";
+        + "/var/lib/forge/before/10-machine.conf:[Service]\n/var/lib/forge/before/10-machine.conf:ExecStart=/usr/bin/dockerd -H tcp://0.0.0.0:2376 --storage-driver overlay2 --tlsverify --label provider=generic\n";
     let settings = merge(&found(&there, ""), &wish(&[]), &terms()).expect("merged");
     let Started::Systemd { line, machine, .. } = &settings.start else {
         panic!("not systemd");
