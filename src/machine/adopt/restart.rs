@@ -72,6 +72,7 @@ pub async fn restart(forge: &Forge, record: &Record) -> Result<()> {
             Ok(Err(error)) => last = error,
             Err(_) => last = Error::new(Kind::Timeout, "it does not answer"),
         }
+        forge.events.trouble(&last).await;
     }
     let client = ClientFiles::beside(&forge.store, &record.name)?;
     provision::prove(forge, record, &client.trust()?).await?;
