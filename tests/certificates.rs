@@ -509,3 +509,46 @@ fn a_node_that_was_left_drained_is_put_back_by_the_same_command() {
         sound(&lab, &NODES, &at);
     });
 }
+
+#[test]
+fn engines_of_a_swarm_are_upgraded_one_after_another_and_those_that_are_new_have_no_turn() {
+    let lab = cluster();
+    let upgrade = || lab.forge(&format!("upgrade --json {}", NODES.join(" ")));
+    let same = upgrade().ok();
+    assert_eq!(same.summary()["changed"], 0);
+    assert!(!same.stdout.contains("draining"), "{}", same.stdout);
+    fs::write(lab.provider.root().join("newest"), "1.2.3\n").expect("written");
+    let upgraded = upgrade().ok();
+    assert_eq!(upgraded.summary()["changed"], 4, "{}", upgraded.stdout);
+    let events: Vec<serde_json::Value> = upgraded
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let of = |key: &str, value: &str| -> Vec<String> {
+        let fit = events.iter().filter(|event| event[key] == value);
+        fit.map(|event| event["machine"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let turns = ["default-w1", "default-m2", "default-m3", "default-m1"];
+    assert_eq!(of("step", "draining"), turns);
+    assert_eq!(of("outcome", "ready in the swarm"), turns);
+    assert_eq!(uses(&lab), ["active"; 4]);
+    // What fails leaves its node as it was used, and the others alone.
+    fs::write(lab.provider.root().join("newest"), "1.2.4\n").expect("written");
+    lab.turn(Knob::SilentEngine, true);
+    let ended = lab
+        .forge("upgrade default-w1 default-m2 --timeout 4")
+        .run()
+        .code(1);
+    assert!(
+        ended.stderr.contains("failed to upgrade machine `default-w1`")
+            && ended
+                .stderr
+                .contains("machine `default-m2` keeps its engine: nothing is touched after `default-w1` failed"),
+        "{}",
+        ended.stderr
+    );
+    lab.turn(Knob::SilentEngine, false);
+    assert_eq!(uses(&lab), ["active"; 4]);
+}

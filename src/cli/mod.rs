@@ -51,6 +51,7 @@ mod ssh;
 mod ssh_config;
 mod table;
 mod tree;
+mod turns;
 mod upgrade;
 mod use_;
 mod version;
@@ -76,6 +77,7 @@ use forge::secret::Secret;
 use forge::store::Store;
 use forge_driver::assets::Assets;
 use forge_driver::{Error, Fact, Kind, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
 use argv::Rewritten;
 use defaults::Defaults;
@@ -549,16 +551,18 @@ fn leaf(matches: &ArgMatches) -> &ArgMatches {
 
 /// The first Ctrl-C (or SIGTERM) is a wish that the work checks between steps; the second one leaves.
 fn watch_signals() {
-    tokio::spawn(async {
-        let Ok(mut term) =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        else {
-            return;
-        };
+    // They are caught from here on, whenever the task gets its first turn.
+    let (Ok(mut int), Ok(mut term)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return;
+    };
+    tokio::spawn(async move {
         let mut first: Option<Instant> = None;
         loop {
             tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
+                _ = int.recv() => {}
                 _ = term.recv() => {}
             }
             if interrupt::passed_on() {

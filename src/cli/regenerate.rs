@@ -1,26 +1,21 @@
 //! `forge regenerate-certs`
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use clap::Args;
 use forge::ca::{self, rotation};
 use forge::cluster;
-use forge::cluster::spec::ClusterName;
 use forge::machine::renew::Keep;
 use forge::machine::{Forge, Record, Stage, live, renew};
 use forge::store::Store;
-use forge::store::lock::acquire_machines;
-use forge::tasks;
 use forge_driver::{Error, Kind, Result};
 use futures_util::StreamExt;
 use serde_json::json;
-use tokio::task::JoinSet;
 
 use super::adopt::{passwords, passwords_there};
 use super::create::{FAN_OUT, conclude};
 use super::persona::Persona;
 use super::power::summary;
 use super::rm::{confirm, distinct};
+use super::turns::{self, Clusters, Done, side_by_side};
 use super::where_is::or_default;
 use super::{Outcome, Session};
 
@@ -92,11 +87,7 @@ impl RegenerateCerts {
         Ok(self.ca || (self.all && ca::is_ending(store)?))
     }
 
-    async fn renew(
-        &self,
-        forge: &Forge,
-        names: Vec<String>,
-    ) -> Result<Vec<(String, Result<bool>)>> {
+    async fn renew(&self, forge: &Forge, names: Vec<String>) -> Result<Done> {
         let (store, patience, events) = (&forge.store, forge.patience, &forge.events);
         // A machine that is not there ends it before anything is done.
         let sorted = Sorted::of(forge, &names, self.all)?;
@@ -205,27 +196,18 @@ fn agreed(session: &Session, names: &[String]) -> Result<bool> {
 
 /// Each machine, as many at once as there is room for; those of clusters after them, one after another. What each came to:
 /// whether it was changed.
-async fn machines(
-    forge: &Forge,
-    sorted: Sorted,
-    keep: Keep,
-) -> Result<Vec<(String, Result<bool>)>> {
+async fn machines(forge: &Forge, sorted: Sorted, keep: Keep) -> Result<Done> {
     let Sorted {
         alone,
         clusters,
         hopeless,
     } = sorted;
     let mut done = hopeless;
-    done.extend(side_by_side(forge, &alone, keep).await?);
+    done.extend(side_by_side(forge, &alone, |forge, name| one(forge, name, keep)).await?);
     for (cluster, members) in clusters {
-        match cluster::renew::renew(forge, &cluster, &members, keep).await {
-            Ok(renewed) => done.extend(renewed),
-            Err(error) => {
-                let first = members.into_iter().next().unwrap_or_default();
-                let what = format!("failed to renew the certificates of cluster `{cluster}`");
-                done.push((first, Err(error.context(what))));
-            }
-        }
+        let renewed = cluster::renew::renew(forge, &cluster, &members, keep).await;
+        let failed = format!("failed to renew the certificates of cluster `{cluster}`");
+        turns::add(&mut done, renewed, members, &failed);
     }
     Ok(done)
 }
@@ -233,16 +215,16 @@ async fn machines(
 /// Machines, by whether they are nodes of a cluster.
 struct Sorted {
     alone: Vec<String>,
-    clusters: BTreeMap<ClusterName, BTreeSet<String>>,
+    clusters: Clusters,
     /// One that cannot be done, since it cannot be read or has no certificate, keeps no other from being done.
-    hopeless: Vec<(String, Result<bool>)>,
+    hopeless: Done,
 }
 
 impl Sorted {
     fn of(forge: &Forge, names: &[String], all: bool) -> Result<Self> {
         let mut sorted = Self {
             alone: Vec::new(),
-            clusters: BTreeMap::new(),
+            clusters: Clusters::new(),
             hopeless: Vec::new(),
         };
         for name in names {
@@ -280,29 +262,10 @@ fn not_ours(name: &str) -> Error {
     .hint("it is known by its URL alone: what it shows, and whom it lets in, is decided there")
 }
 
-async fn side_by_side(
-    forge: &Forge,
-    names: &[String],
-    keep: Keep,
-) -> Result<Vec<(String, Result<bool>)>> {
-    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let room = tasks::Room::of(FAN_OUT);
-    let mut running = JoinSet::new();
-    for name in names {
-        let (forge, name, room) = (forge.of(name), name.clone(), room.clone());
-        running.spawn(async move {
-            let _turn = room.turn().await;
-            let done = one(&forge, &name, keep).await;
-            (name, done)
-        });
-    }
-    tasks::all(running).await
-}
-
-async fn one(forge: &Forge, name: &str, keep: Keep) -> Result<bool> {
-    let record = Record::load(&forge.store, name)?;
-    let record = live::running(forge, &record).await.map_err(|error| {
+async fn one(forge: Forge, name: String, keep: Keep) -> Result<bool> {
+    let record = Record::load(&forge.store, &name)?;
+    let record = live::running(&forge, &record).await.map_err(|error| {
         error.context(format!("failed to make the certificate of `{name}` anew"))
     })?;
-    renew::machine(forge, record, None, keep).await
+    renew::machine(&forge, record, None, keep).await
 }

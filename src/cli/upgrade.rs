@@ -1,27 +1,23 @@
 //! `forge upgrade`
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use clap::Args;
-use forge::machine::{Forge, engine, power};
-use forge::store::lock::acquire_machines;
-use forge::tasks;
+use forge::cluster;
+use forge::machine::{Forge, Record, engine, power};
 use forge_driver::Result;
-use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 
 use super::adopt::passwords;
 use super::create::conclude;
 use super::power::summary;
 use super::rm::distinct;
+use super::turns::{self, Clusters, Done, side_by_side};
 use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Bring the engines of machines to the newest version that their packages have
 ///
-/// An engine restarts when there was a newer one; containers of machines outside a cluster keep running meanwhile, and
-/// the engines of one cluster are done one after another.
+/// An engine restarts when there was a newer one; containers of machines outside a cluster keep running meanwhile. The
+/// engines of a cluster restart one after another: workers, managers, the one that leads last; each node is drained first
+/// where its tasks have somewhere to go. The same command goes on with what was cut off.
 #[derive(Args)]
 pub struct Upgrade {
     /// The machines [default: default]
@@ -29,7 +25,7 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// Upgrades them all at once.
+    /// Upgrades them.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
         let names = distinct(or_default(self.names));
         // Without a store there are no machines, and none is made.
@@ -42,37 +38,35 @@ impl Upgrade {
         if session.json() {
             println!("{}", summary(&done));
         }
-        conclude(
-            done.into_iter()
-                .map(|(name, result)| (name, result.map(|_| ())))
-                .collect(),
-        )
+        conclude(done)
     }
 }
 
-async fn all(forge: &Forge, names: &[String]) -> Result<Vec<(String, Result<bool>)>> {
-    let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
-    let records = records(&forge.store, names)?;
-    records.iter().try_for_each(power::whole)?;
-    let mut turns: BTreeMap<String, Arc<Mutex<()>>> = BTreeMap::new();
-    let mut running = JoinSet::new();
-    for record in records {
-        let forge = forge.of(&record.name);
-        let turn = record
-            .member
-            .as_ref()
-            .map(|member| turns.entry(member.cluster.clone()).or_default().clone());
-        running.spawn(async move {
-            let _turn = match &turn {
-                Some(turn) => Some(turn.lock().await),
-                None => None,
-            };
-            let name = record.name.clone();
-            let done = engine::upgrade(&forge, record)
-                .await
-                .map_err(|error| error.context(format!("failed to upgrade machine `{name}`")));
-            (name, done)
-        });
+async fn all(forge: &Forge, names: &[String]) -> Result<Done> {
+    let mut alone = Vec::new();
+    let mut clusters = Clusters::new();
+    for record in records(&forge.store, names)? {
+        power::whole(&record)?;
+        match &record.member {
+            Some(member) => {
+                let members = clusters.entry(member.cluster.parse()?).or_default();
+                members.insert(record.name);
+            }
+            None => alone.push(record.name),
+        }
     }
-    tasks::all(running).await
+    let mut done = side_by_side(forge, &alone, one).await?;
+    for (cluster, members) in clusters {
+        let upgraded = cluster::renew::upgrade(forge, &cluster, &members).await;
+        let failed = format!("failed to upgrade the engines of cluster `{cluster}`");
+        turns::add(&mut done, upgraded, members, &failed);
+    }
+    Ok(done)
+}
+
+async fn one(forge: Forge, name: String) -> Result<bool> {
+    let record = Record::load(&forge.store, &name)?;
+    engine::upgrade(&forge, record)
+        .await
+        .map_err(|error| error.context(format!("failed to upgrade machine `{name}`")))
 }

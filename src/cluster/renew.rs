@@ -1,5 +1,5 @@
-//! The certificates of a cluster's machines, made anew one machine after another: on a node of a swarm the engine takes
-//! its containers down when it restarts.
+//! The certificates of a cluster's machines, made anew one machine after another, and their engines, upgraded so: on a node
+//! of a swarm the engine takes its containers down when it restarts.
 //!
 //! Before each node the quorum is checked; where its tasks have somewhere to go it is drained, and its engine restarts
 //! when they run there; what it was used for is put back when the managers list it as ready. What is to be put back is
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::api::{Request, query};
@@ -23,7 +24,7 @@ use super::spec::ClusterName;
 use super::swarm::{self, Expected};
 use crate::interrupt;
 use crate::machine::access::Connection;
-use crate::machine::{Forge, Record, live, renew};
+use crate::machine::{Forge, Record, engine, live, renew};
 use crate::remote::Guest;
 use plan::{Task, Turn};
 
@@ -87,7 +88,10 @@ async fn tasks(manager: &dyn Guest) -> Result<Vec<Task>> {
     plan::parse_tasks(&Request::get(path).send(manager).await?)
 }
 
-/// What each of the machines came to: whether it was changed. The first failure ends it: no further node is touched.
+/// What each of the machines came to, by name: whether it was changed.
+type Done = Vec<(String, Result<bool>)>;
+
+/// Makes certificates anew. The first failure ends it: no further node is touched.
 ///
 /// # Errors
 /// When the cluster cannot be read, or locks are not had.
@@ -96,7 +100,42 @@ pub async fn renew(
     name: &ClusterName,
     wanted: &BTreeSet<String>,
     keep: renew::Keep,
-) -> Result<Vec<(String, Result<bool>)>> {
+) -> Result<Done> {
+    in_turns(forge, name, wanted, Job::Certificate(keep)).await
+}
+
+/// Brings engines to the newest version of their packages: those are fetched at once, and only nodes that need a restart
+/// have a turn. The first restart that fails ends it.
+///
+/// # Errors
+/// As [`renew`].
+pub async fn upgrade(forge: &Forge, name: &ClusterName, wanted: &BTreeSet<String>) -> Result<Done> {
+    in_turns(forge, name, wanted, Job::Upgrade).await
+}
+
+/// What is done to a node in its turn.
+#[derive(Clone, Copy)]
+enum Job {
+    Certificate(renew::Keep),
+    Upgrade,
+}
+
+impl Job {
+    /// What a machine keeps that has no turn, and the command that goes on.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Certificate(_) => ("certificate", "regenerate-certs"),
+            Self::Upgrade => ("engine", "upgrade"),
+        }
+    }
+}
+
+async fn in_turns(
+    forge: &Forge,
+    name: &ClusterName,
+    wanted: &BTreeSet<String>,
+    job: Job,
+) -> Result<Done> {
     // Nobody waits for a cluster that is not there; what counts is read when nobody else writes it.
     ClusterRecord::load(&forge.store, name)?;
     let (_cluster, _machines, members) = locked(forge, name).await?;
@@ -120,7 +159,8 @@ pub async fn renew(
         forge,
         seen: &seen,
         record: &mut record,
-        keep,
+        job,
+        fetched: BTreeMap::new(),
     };
     work.put_back("").await?;
     // What is no node yet has no tasks.
@@ -132,6 +172,9 @@ pub async fn renew(
     for name in others {
         let result = work.machine(&name).await;
         done.push((name, result));
+    }
+    if matches!(job, Job::Upgrade) {
+        done.extend(work.fetch(&mut nodes).await?);
     }
     let mut failed = None;
     while failed.is_none() && !nodes.is_empty() {
@@ -155,7 +198,7 @@ pub async fn renew(
         };
         let error = Error::new(
             Kind::Conflict,
-            format!("machine `{left}` keeps its certificate: {why}"),
+            format!("machine `{left}` keeps its {}: {why}", job.words().0),
         );
         (left, Err(error))
     }));
@@ -167,7 +210,9 @@ struct Work<'a> {
     forge: &'a Forge,
     seen: &'a Seen,
     record: &'a mut ClusterRecord,
-    keep: renew::Keep,
+    job: Job,
+    /// The machines whose engines are to restart.
+    fetched: BTreeMap<String, (Record, Connection)>,
 }
 
 impl Work<'_> {
@@ -257,8 +302,8 @@ impl Work<'_> {
             Ok(()) => error,
             // The first error is the one to report.
             Err(_) => error.hint(format!(
-                "node `{name}` stays drained: `forge regenerate-certs {name}` puts it back and goes on; on a manager, `docker node update --availability {:?} {name}` puts it back alone",
-                turn.availability
+                "node `{name}` stays drained: `forge {} {name}` puts it back and goes on; on a manager, `docker node update --availability {:?} {name}` puts it back alone",
+                self.job.words().1, turn.availability
             )),
         }
     }
@@ -334,6 +379,46 @@ impl Work<'_> {
         let forge = self.forge.of(name);
         let record = Record::load(&forge.store, name)?;
         let open = self.seen.connections.get(name).cloned();
-        renew::machine(&forge, record, open, self.keep).await
+        match self.job {
+            Job::Certificate(keep) => renew::machine(&forge, record, open, keep).await,
+            Job::Upgrade => {
+                let upgraded = match self.fetched.get(name) {
+                    Some((record, open)) => engine::restart(&forge, record.clone(), open)
+                        .await
+                        .map(|()| true),
+                    None => engine::upgrade(&forge, record).await,
+                };
+                upgraded.map_err(|error| not_upgraded(name, error))
+            }
+        }
     }
+
+    /// Brings the packages of all nodes to their newest version; those that need no restart, or whose packages are not to
+    /// be had, are done.
+    async fn fetch(&mut self, nodes: &mut BTreeMap<String, String>) -> Result<Done> {
+        let mut running = JoinSet::new();
+        for name in nodes.values() {
+            let (forge, name) = (self.forge.of(name), name.clone());
+            let record = Record::load(&forge.store, &name)?;
+            running.spawn(async move { (name, engine::fetched(&forge, record).await) });
+        }
+        let mut done = Done::new();
+        for (name, fetched) in crate::tasks::all(running).await? {
+            let result = match fetched {
+                Ok(Some(open)) => {
+                    self.fetched.insert(name, open);
+                    continue;
+                }
+                Ok(None) => Ok(false),
+                Err(error) => Err(not_upgraded(&name, error)),
+            };
+            nodes.retain(|_, machine| *machine != name);
+            done.push((name, result));
+        }
+        Ok(done)
+    }
+}
+
+fn not_upgraded(name: &str, error: Error) -> Error {
+    error.context(format!("failed to upgrade machine `{name}`"))
 }

@@ -8,6 +8,7 @@ use forge_driver::{Context, Error, Kind, Result};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::access::Connection;
 use super::{Forge, Record, live, provision, reach};
 use crate::engine::found::Found;
 use crate::engine::settings::{self, Settings, Started, Terms};
@@ -112,6 +113,18 @@ async fn newest(forge: &Forge, record: &Record, guest: &dyn Guest, asked: &str) 
 /// # Errors
 /// When the machine does not run, or its packages cannot be had.
 pub async fn upgrade(forge: &Forge, record: Record) -> Result<bool> {
+    match fetched(forge, record).await? {
+        None => Ok(false),
+        Some((record, open)) => restart(forge, record, &open).await.map(|()| true),
+    }
+}
+
+/// Brings the packages of a machine that runs to their newest version, and leaves the engine as it runs; `None` where that
+/// is the newest. The caller holds the machine's lock.
+///
+/// # Errors
+/// As [`upgrade`].
+pub async fn fetched(forge: &Forge, record: Record) -> Result<Option<(Record, Connection)>> {
     let record = live::running(forge, &record).await?;
     let (record, open) = reach::reach(forge, &*forge.driver(&record)?, &record).await?;
     forge
@@ -119,13 +132,22 @@ pub async fn upgrade(forge: &Forge, record: Record) -> Result<bool> {
         .step("upgrading", "the newest packages of the engine", None)
         .await;
     let asked = Timestamp::now().to_string();
-    if !newest(forge, &record, &*open.guest, &asked).await? {
-        forge.events.finished("has the newest engine", false).await;
-        return Ok(false);
+    if newest(forge, &record, &*open.guest, &asked).await? {
+        return Ok(Some((record, open)));
     }
+    forge.events.finished("has the newest engine", false).await;
+    Ok(None)
+}
+
+/// Restarts the engine of a machine, and waits until it answers.
+///
+/// # Errors
+/// As [`provision::apply`].
+pub async fn restart(forge: &Forge, record: Record, open: &Connection) -> Result<()> {
     let peers = crate::cluster::record::peers(&forge.store, &record)?;
-    provision::restart(forge, record, &open, &peers).await?;
-    Ok(true)
+    provision::restart(forge, record, open, &peers)
+        .await
+        .map(|_| ())
 }
 
 /// The playbook that installs an engine, and its variables.
