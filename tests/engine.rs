@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use common::sshd::put;
 use common::{Lab, files, until};
 use forge_driver::fake::Knob;
 use serde_json::{Value, json};
@@ -603,4 +604,39 @@ fn engines_of_a_swarm_do_not_keep_their_containers() {
     lab.forge("cluster up --managers 1 --engine-opt live-restore=false")
         .ok();
     assert_eq!(told(&lab, "default-m1")["live-restore"], false);
+}
+
+#[test]
+fn what_a_machine_said_is_printed_by_its_sources() {
+    let lab = Lab::new();
+    lab.forge("create n1").ok();
+    let log = root(&lab).join("var/log");
+    std::fs::create_dir_all(&log).expect("a folder");
+    let long = "x".repeat(1000);
+    std::fs::write(log.join("docker.log"), format!("one\ntwo\n{long}\n")).expect("written");
+    lab.forge("logs n1 --source engine -n 2")
+        .says(0, &format!("== engine ==\ntwo\n{long}\n"), "");
+    let all = lab.forge("logs n1 --json").ok();
+    let sources: Vec<Value> = all
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .map(|part| part["source"].clone())
+        .collect();
+    assert!(
+        sources.ends_with(&[json!("first boot"), json!("engine")]),
+        "{sources:?}"
+    );
+    // A host of others was there before.
+    let mut record = lab.record("n1");
+    record["adopted"] = json!({"host": "h"});
+    put(&lab, "n1", &record);
+    let ended = lab.forge("logs n1 --source first-boot").run().code(1);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: machine `n1` was there before forge: "),
+        "{}",
+        ended.stderr
+    );
 }

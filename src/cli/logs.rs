@@ -1,13 +1,14 @@
 //! `forge logs`
 
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use forge::machine::{Record, access};
-use forge::remote::Guest;
+use forge::machine::access::{self, Connection};
+use forge::machine::{Forge, Record, engine};
 use forge_driver::{Error, Kind, Result};
+use serde_json::json;
 
+use super::adopt::passwords;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Print what a machine wrote: serial console, first boot, engine
@@ -41,7 +42,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 impl Logs {
     /// Prints each source under a heading.
     pub async fn run(self, session: &Session) -> Result<Outcome> {
-        let forge = session.reader()?;
+        let mut forge = session.reader()?;
         let record = Record::load(&forge.store, &self.name)?;
         let wanted = |source| self.source.is_none_or(|only| only == source);
         let mut parts = Vec::new();
@@ -70,30 +71,27 @@ impl Logs {
                 )),
             }
         }
-        let remote = [
-            (
-                Source::FirstBoot,
-                "first boot",
+        // A host of others had its first boot before forge.
+        let first_boot = wanted(Source::FirstBoot) && record.is_forges();
+        if self.source == Some(Source::FirstBoot) && !first_boot {
+            return Err(Error::new(
+                Kind::NotFound,
                 format!(
-                    "sudo -n journalctl --no-pager -b -n {0} -u forge-seed -u forge-grow -u cloud-init -u cloud-final -u ssh",
-                    self.lines
+                    "machine `{}` was there before forge: nothing is known of its first boot",
+                    record.name
                 ),
-            ),
-            (
-                Source::Engine,
-                "engine",
-                format!("sudo -n journalctl --no-pager -n {} -u docker", self.lines),
-            ),
-        ];
-        if remote.iter().any(|(source, _, _)| wanted(*source)) {
-            let patience = CONNECT.min(session.patience());
-            match access::guest(&forge.store, &record, None, patience).await {
-                Ok(guest) => {
-                    for (source, title, command) in &remote {
-                        if wanted(*source) {
-                            let output = guest.exec(command, b"", Duration::from_secs(60)).await?;
-                            parts.push((title, output.text()));
-                        }
+            ));
+        }
+        if first_boot || wanted(Source::Engine) {
+            match opened(&mut forge, &record, CONNECT.min(session.patience())).await {
+                Ok(open) => {
+                    let (guest, lines) = (&*open.guest, self.lines);
+                    if first_boot {
+                        let text = engine::first_boot(&forge, guest, lines).await?;
+                        parts.push(("first boot", text));
+                    }
+                    if wanted(Source::Engine) {
+                        parts.push(("engine", engine::journal(&forge, guest, lines).await?));
                     }
                 }
                 Err(error) if self.source.is_some() => return Err(error),
@@ -103,22 +101,19 @@ impl Logs {
                 )),
             }
         }
-        let mut out = std::io::stdout().lock();
         for (title, text) in parts {
-            // A reader that has seen enough closes the pipe.
-            let written = if session.json() {
-                writeln!(
-                    out,
-                    "{}",
-                    serde_json::json!({"source": title, "text": text})
-                )
+            if session.json() {
+                println!("{}", json!({"source": title, "text": text}));
             } else {
-                writeln!(out, "== {title} ==\n{}", text.trim_end())
-            };
-            if written.is_err() {
-                break;
+                println!("== {title} ==\n{}", text.trim_end());
             }
         }
         Ok(Outcome::Done)
     }
+}
+
+/// A connection to a machine, with the rights to read what its engine wrote.
+async fn opened(forge: &mut Forge, record: &Record, patience: Duration) -> Result<Connection> {
+    forge.sudo = passwords(forge, std::slice::from_ref(&record.name), None).await?;
+    access::open(&*forge.access(record)?, record, patience).await
 }

@@ -20,6 +20,8 @@ use crate::secret::Secret;
 
 /// The end of a journal is waited for this long.
 const JOURNAL: Duration = Duration::from_secs(30);
+/// No line of a journal is shown beyond so many letters.
+const WIDEST: usize = 4096;
 /// The port that engines listen at, inside of their machines.
 const PORT: u16 = 2376;
 
@@ -251,7 +253,7 @@ pub fn secrets(server_key: &Secret) -> Secrets {
 
 /// Why an engine does not answer, with the end of its journal where it can be had.
 pub async fn explained(forge: &Forge, guest: &dyn Guest, error: Error) -> Error {
-    let journal = match journal(forge, guest).await {
+    let journal = match said(forge, guest, "engine/log", &Vars::new()).await {
         Ok(journal) if !journal.is_empty() => journal,
         // The first error is the one to report.
         _ => return error,
@@ -265,9 +267,28 @@ pub async fn explained(forge: &Forge, guest: &dyn Guest, error: Error) -> Error 
     }
 }
 
-async fn journal(forge: &Forge, guest: &dyn Guest) -> Result<String> {
-    let book = playbook::load(&forge.assets, "engine/log")?;
-    let job = playbook::compile(&[(&book, &Vars::new())], &Secrets::new(), false)?;
+/// The last lines that the engine of a machine wrote, whole; so many.
+///
+/// # Errors
+/// When the machine cannot be asked.
+pub async fn journal(forge: &Forge, guest: &dyn Guest, lines: usize) -> Result<String> {
+    let vars = Vars::new().with("lines", lines).with("width", WIDEST);
+    said(forge, guest, "engine/log", &vars).await
+}
+
+/// The last lines that the first boot of a machine of forge's wrote; so many.
+///
+/// # Errors
+/// When the machine cannot be asked.
+pub async fn first_boot(forge: &Forge, guest: &dyn Guest, lines: usize) -> Result<String> {
+    let vars = Vars::new().with("lines", lines);
+    said(forge, guest, "first-boot-log", &vars).await
+}
+
+/// What the one step of a playbook read.
+async fn said(forge: &Forge, guest: &dyn Guest, name: &str, vars: &Vars) -> Result<String> {
+    let book = playbook::load(&forge.assets, name)?;
+    let job = playbook::compile(&[(&book, vars)], &Secrets::new(), false)?;
     let report = playbook::run(guest, &job, JOURNAL.min(forge.patience), &|_| {}).await?;
     let said = report.steps.first().map_or("", |step| step.output.as_str());
     Ok(said.trim().to_owned())

@@ -69,11 +69,12 @@ service_reload() {
     kill -HUP "$(cat "$forge_run/$1.pid")"
   fi
 }
+# Its last lines: so many, of so many letters each.
 service_log() {
   if by_systemd; then
-    journalctl -u "$1.service" -n 25 --no-pager -o cat | cut -c 1-300 || :
+    journalctl -u "$1.service" -n "${2:-25}" --no-pager -o cat | cut -c "1-${3:-300}" || :
   else
-    tail -n 25 "/var/log/$1.log" | cut -c 1-300 || :
+    tail -n "${2:-25}" "/var/log/$1.log" | cut -c "1-${3:-300}" || :
   fi
 }
 # apt-get, once nobody else holds a lock of its or of dpkg's: a first boot, unattended upgrades. Its own setting for that
