@@ -395,16 +395,16 @@ fn a_slow_engine_succeeds() {
     running.wait(&lab).code(0);
     // docker-machine gave up after 30 s. How long an engine has here is said when the wait begins.
     lab.turn(Knob::SilentEngine, true);
-    let running = lab
-        .forge("provision n1 --json")
-        .env("FORGE_TIMEOUT", "600")
-        .start();
     let waits = |lab: &Lab| {
         lab.logged()
             .matches("an engine that answers over TLS")
             .count()
     };
     let before = waits(&lab);
+    let running = lab
+        .forge("provision n1 --json")
+        .env("FORGE_TIMEOUT", "600")
+        .start();
     until("the engine is waited for", || waits(&lab) > before);
     std::thread::sleep(Duration::from_millis(700));
     lab.turn(Knob::SilentEngine, false);

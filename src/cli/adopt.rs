@@ -2,16 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgMatches, FromArgMatches};
-use forge::credentials::Credentials;
 use forge::engine_options::EngineOptions;
 use forge::machine::access::Connection;
 use forge::machine::adopt::{self, Adopting, Met, Plan, Root, Route, Said};
 use forge::machine::create::{self, Wish};
-use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage, relocate};
+use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
 use forge::remote::{Guest, WithPassword};
 use forge::secret::Secret;
 use forge::store::lock::acquire_machines;
@@ -19,33 +17,10 @@ use forge_driver::{Error, Fact, Kind, Result};
 use forge_generic::Options;
 use serde_json::{Value, json};
 
-use super::ask::{self, Person};
+use super::ask::{self, Person, confirm};
 use super::create::{Chosen, Wished, concluded};
-use super::rm::confirm;
-use super::{Outcome, Session, report};
-
-/// Refuses a machine that `docker` has no way to: one behind another host.
-///
-/// # Errors
-/// [`Kind::Unavailable`] with the tunnel that leads there.
-pub fn direct(record: &Record) -> Result<()> {
-    let jump = record
-        .adopted
-        .as_ref()
-        .and_then(|adopted| adopted.jump.as_ref());
-    let (Some(jump), Some(here)) = (jump, record.tunnel()) else {
-        return Ok(());
-    };
-    let (name, port) = (&record.name, record.endpoints()?.engine.port());
-    Err(Error::new(
-        Kind::Unavailable,
-        format!("machine `{name}` is behind `{}`, and `docker` does not go through there", jump.host),
-    )
-    .hint(format!("`forge ssh {name} -N -L {here}:{port}:127.0.0.1:{port}` leads there from here; then `docker --tlsverify -H tcp://{here}:{port}`, with DOCKER_CERT_PATH the machine's folder")))
-}
-
-/// The file that holds what `sudo` asks for.
-const SUDO: &str = "FORGE_SUDO_PASSWORD_FILE";
+use super::sudo::password;
+use super::{Outcome, Session, passphrase, report};
 
 /// How a host is adopted.
 #[derive(Clone, Copy)]
@@ -186,6 +161,10 @@ async fn adopt(
     let route = Route::settle(config, said).await?;
     // Later on it has a key of forge's, and its user does not log in again.
     let ours = begun.as_ref().map(|begun| begun.claim);
+    let asked_before = begun
+        .as_ref()
+        .and_then(|begun| begun.adopted.as_ref())
+        .is_some_and(|host| host.sudo_password);
     let met = match begun.filter(|begun| begun.stage > Stage::Claimed) {
         Some(_) => None,
         None => Some(
@@ -257,16 +236,13 @@ async fn adopt(
         .hint("the same command without `--dry-run` goes on with it"));
     }
     // Nothing is drawn while somebody is asked.
-    let sudo = match password {
-        Some(password) => Arc::new([(name.to_owned(), password)].into()),
-        None if session.existing()?.is_some() => {
-            let file = options.sudo_password_file.as_ref();
-            passwords(&session.reader()?, &[name.to_owned()], file).await?
-        }
-        None => Arc::default(),
+    let passwords = match password {
+        Some(password) => [(name.to_owned(), password)].into(),
+        None if asked_before => [(name.to_owned(), sudo(session, name, &options).await?)].into(),
+        None => BTreeMap::new(),
     };
     let (mut forge, drawing) = session.worker("create")?;
-    forge.sudo = sudo;
+    forge.sudo = Arc::new(passwords);
     let done = bring_up(&forge, &wish, connection).await;
     drawing.finish(forge).await;
     done.map(Some)
@@ -327,117 +303,15 @@ fn access(user: String, accept: Vec<String>, authorities: Vec<String>) -> SshAcc
 /// What `sudo` asks for on a host that is adopted.
 async fn sudo(session: &Session, name: &str, options: &Options) -> Result<Secret> {
     if options.sudo_password_stdin {
-        return ask::first_line(None);
+        let typed = ask::line()?.unwrap_or_default();
+        return passphrase::first_line(&typed, "password", "standard input");
     }
     if let Some(path) = &options.sudo_password_file {
-        return ask::first_line(Some(path));
+        return passphrase::from_file(path, "password");
     }
     let store = session.existing()?;
     let kept = store.map(|store| session.credentials(&store, session.passphrases()));
     password(kept.as_ref(), name).await
-}
-
-/// What `sudo` asks for on a machine: what is kept for it, else what is typed.
-async fn password(kept: Option<&Credentials>, name: &str) -> Result<Secret> {
-    let mut unasked = None;
-    if let Some(kept) = kept {
-        let found = kept.find(&credential(name)).await?;
-        if let Some(secret) = found.secret {
-            return Ok(secret);
-        }
-        unasked = found.without_keyring;
-    }
-    let question = format!("What `sudo` asks for on `{name}`: ");
-    ask::hidden(question, None)
-        .await
-        .map_err(|error| match error.kind() {
-            Kind::Unavailable => match unasked {
-                None => no_password(name),
-                Some(why) => no_password(name).because(format!("the keyring was not asked: {why}")),
-            },
-            _ => error.context(format!("failed to read what `sudo` asks for on `{name}`")),
-        })
-}
-
-/// The name under which a machine's password is kept.
-fn credential(name: &str) -> String {
-    format!("sudo/{name}")
-}
-
-fn no_password(name: &str) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        "`sudo` asks for a password there, and there is no terminal to ask for it",
-    )
-    .hint(format!(
-        "`--generic-sudo-password-file FILE` ({SUDO}), `--generic-sudo-password-stdin`, `forge credentials set {}`, or let `sudo` ask for none: `USER ALL=(ALL) NOPASSWD: ALL`",
-        credential(name)
-    ))
-}
-
-/// What `sudo` asks for on those of these machines where it asks.
-///
-/// # Errors
-/// When it is not to be had.
-pub async fn passwords(
-    forge: &Forge,
-    names: &[String],
-    file: Option<&PathBuf>,
-) -> Result<Arc<BTreeMap<String, Secret>>> {
-    let mut passwords = BTreeMap::new();
-    for name in names {
-        // What is wrong with a record, the command itself tells.
-        let Ok(Some(record)) = Record::find(&forge.store, name) else {
-            continue;
-        };
-        if passwords.contains_key(name) || record.adopted.is_none_or(|host| !host.sudo_password) {
-            continue;
-        }
-        let variable = || std::env::var_os(SUDO).filter(|path| !path.is_empty());
-        let path = file.cloned().or_else(|| variable().map(PathBuf::from));
-        let password = match path {
-            Some(path) => ask::first_line(Some(&path))?,
-            None => password(Some(&forge.credentials), name).await?,
-        };
-        passwords.insert(name.clone(), password);
-    }
-    Ok(Arc::new(passwords))
-}
-
-/// The same, and one whose password is not to be had keeps no other from being worked on: that is told.
-///
-/// # Errors
-/// [`Kind::Interrupted`] alone.
-pub async fn passwords_there(
-    forge: &Forge,
-    names: &[String],
-) -> Result<Arc<BTreeMap<String, Secret>>> {
-    let mut all = BTreeMap::new();
-    for name in names {
-        match passwords(forge, std::slice::from_ref(name), None).await {
-            Ok(found) => all.extend(Arc::unwrap_or_clone(found)),
-            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
-            Err(error) => report::note(&format!("warning: machine `{name}`: {}", error.line())),
-        }
-    }
-    Ok(Arc::new(all))
-}
-
-/// The record of a machine that is on, whose certificate carries the address that clients go by: made anew where it does
-/// not, by whoever may do that there.
-///
-/// # Errors
-/// As [`relocate::certified`]; when what `sudo` asks for is not to be had.
-pub async fn certified(forge: &Forge, record: Record) -> Result<Record> {
-    if record.placement.decided() || relocate::named(&record) {
-        return Ok(record);
-    }
-    let sudo = passwords(forge, std::slice::from_ref(&record.name), None).await?;
-    let forge = Forge {
-        sudo,
-        ..forge.clone()
-    };
-    relocate::certified(&forge, record).await
 }
 
 fn understood<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {

@@ -1,7 +1,6 @@
 //! What only a person knows: an answer to a question, whether a host key is the right one, what opens a key.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -14,7 +13,7 @@ use forge::machine::adopt::Ask;
 use forge::playbook::quote;
 use forge::remote::login::Unlock;
 use forge::secret::Secret;
-use forge_driver::{Context, Error, Kind, Result};
+use forge_driver::{Error, Kind, Result};
 
 use super::passphrase;
 
@@ -50,6 +49,36 @@ pub fn line() -> Result<Option<String>> {
     }
 }
 
+/// Asks yes or no. A line of any standard input is an answer; its end is none.
+///
+/// # Errors
+/// [`Kind::Usage`] when there is no answer, [`Kind::Failed`] when it is no, and as [`line`].
+pub fn confirm(question: &str) -> Result<()> {
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    let answer = line();
+    // What a terminal shows of an answer ends the line.
+    let ended = matches!(&answer, Ok(Some(line)) if line.ends_with('\n'));
+    if !(std::io::stdin().is_terminal() && ended) {
+        let _ = writeln!(std::io::stderr());
+    }
+    match answer? {
+        None => Err(
+            Error::new(Kind::Usage, "nothing was changed: there was no answer")
+                .hint("give `--yes` when that is what you want"),
+        ),
+        Some(line) if is_yes(&line) => Ok(()),
+        Some(_) => Err(Error::new(
+            Kind::Failed,
+            "nothing was changed: the answer was not yes",
+        )),
+    }
+}
+
+/// Whether an answer says yes.
+pub fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+}
+
 /// Whoever sits at the terminal of this command, if anybody does. Each passphrase is asked for once.
 #[derive(Default)]
 pub struct Person {
@@ -65,16 +94,12 @@ impl Person {
 /// What is typed unseen, away from those who must not wait.
 ///
 /// # Errors
-/// As [`passphrase::hidden_until`]; Ctrl-C is a wish for the whole command besides.
+/// As [`passphrase::hidden_until`].
 pub async fn hidden(question: String, until: Option<Instant>) -> Result<Secret> {
     let asked = tokio::task::spawn_blocking(move || passphrase::hidden_until(&question, until));
-    let typed = asked
+    asked
         .await
-        .map_err(|error| Error::new(Kind::Io, "the terminal cannot be read").because(error))?;
-    if matches!(&typed, Err(error) if error.kind() == Kind::Interrupted) {
-        interrupt::request();
-    }
-    typed
+        .map_err(|error| Error::new(Kind::Io, "the terminal cannot be read").because(error))?
 }
 
 #[async_trait]
@@ -129,39 +154,8 @@ impl Ask for Person {
     }
 
     fn again(&self, option: &str) -> String {
-        let words: Vec<String> = std::env::args().map(|word| quote(&word)).collect();
+        let words = std::env::args_os().map(|word| quote(&word.to_string_lossy()));
+        let words: Vec<String> = words.collect();
         format!("{} {option}", words.join(" "))
-    }
-}
-
-/// The first line of a file, or of standard input: what `sudo` asks for.
-///
-/// # Errors
-/// When there is none.
-pub fn first_line(path: Option<&Path>) -> Result<Secret> {
-    let (shown, text) = match path {
-        Some(path) => {
-            let shown = format!("`{}`", path.display());
-            let text = fs::read_to_string(path).or_fail(Kind::Io, || {
-                format!("failed to read the password in {shown}")
-            })?;
-            (shown, text)
-        }
-        None => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_line(&mut text)
-                .or_fail(Kind::Io, || {
-                    "failed to read the password from standard input".to_owned()
-                })?;
-            ("standard input".to_owned(), text)
-        }
-    };
-    match text.lines().next().filter(|line| !line.is_empty()) {
-        Some(line) => Ok(Secret::new(line)),
-        None => Err(Error::new(
-            Kind::Usage,
-            format!("there is no password in {shown}"),
-        )),
     }
 }

@@ -1,14 +1,12 @@
 //! `forge config`
 
 use clap::{ArgMatches, Args, Subcommand};
-use forge::machine::Record;
 use forge_driver::Result;
 use serde_json::json;
 
-use super::adopt::direct;
 use super::classic_swarm::not_led_to;
+use super::led::led_to;
 use super::settings::Show;
-use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Print the options that lead `docker` to a machine
@@ -41,10 +39,7 @@ impl Config {
         }
         not_led_to(self.swarm)?;
         let name = self.name.unwrap_or_else(|| DEFAULT_MACHINE.to_owned());
-        let forge = session.reader()?;
-        let record = Record::load(&forge.store, &name)?;
-        direct(&record)?;
-        let record = live(&forge, &record).await?;
+        let (forge, record) = led_to(session, &name).await?;
         let url = record.url()?;
         let folder = forge.store.machine_dir(&name);
         let file = |name: &str| folder.join(name).display().to_string();

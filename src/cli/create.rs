@@ -1,19 +1,18 @@
 //! `forge create`
 
-use std::collections::BTreeSet;
-
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use forge::engine_options::EngineOptions;
 use forge::machine::create::{self, Wish};
-use forge::machine::{Forge, Record, Stage, publish, record};
+use forge::machine::{Forge, Record, Stage, publish};
 use forge::registry;
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result};
-use serde_json::json;
 
 use super::adopt::Manner;
+use super::names::check_names;
+use super::outcome::{Done, FAN_OUT, conclude, summary};
 use super::persona::{self, Persona};
 use super::{DEFAULT_MACHINE, Outcome, Session, adopt, engine, image, report};
 
@@ -196,21 +195,12 @@ impl Create {
 ///
 /// # Errors
 /// When any machine failed.
-pub fn concluded(session: &Session, done: Vec<(String, Result<usize>)>) -> Result<Outcome> {
+pub fn concluded(session: &Session, done: Done<usize>) -> Result<Outcome> {
     for (name, _) in done.iter().filter(|(_, created)| created.is_ok()) {
         session.say(&persona::created(name));
     }
     if session.json() {
-        let summary = json!({
-            "event": "summary",
-            "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
-            "machines": done.iter().map(|(name, result)| json!({
-                "name": name,
-                "ok": result.is_ok(),
-                "error": result.as_ref().err().map(Error::line),
-            })).collect::<Vec<_>>(),
-        });
-        println!("{summary}");
+        println!("{}", summary(&done));
     }
     conclude(done)
 }
@@ -232,50 +222,13 @@ fn names(persona: Persona, mut names: Vec<String>) -> Result<Vec<String>> {
     }
 }
 
-/// Reports each failure; the last one ends the command.
-///
-/// # Errors
-/// When any machine failed.
-pub fn conclude<T>(results: Vec<(String, Result<T>)>) -> Result<Outcome> {
-    let mut last = None;
-    for (_, result) in results {
-        if let Err(error) = result
-            && let Some(earlier) = last.replace(error)
-        {
-            report::write(&earlier, None);
-        }
-    }
-    match last {
-        Some(error) => Err(error),
-        None => Ok(Outcome::Done),
-    }
-}
-
-/// Refuses names that cannot be machines', and names given twice.
-///
-/// # Errors
-/// [`Kind::Usage`]
-pub fn check_names(names: &[String]) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    for name in names {
-        record::check_name(name).map_err(|error| error.fact(Fact::BadName))?;
-        if !seen.insert(name.to_lowercase()) {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("the name `{name}` is given twice"),
-            ));
-        }
-    }
-    Ok(())
-}
-
 async fn create_all(
     session: &Session,
     forge: &Forge,
     chosen: &Chosen,
     names: &[String],
     wished: &Wished,
-) -> Result<Vec<(String, Result<usize>)>> {
+) -> Result<Done<usize>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut fresh = Vec::new();
     let mut ready = Vec::new();
@@ -332,6 +285,3 @@ async fn create_all(
     }
     tasks::all(running).await
 }
-
-/// At most so many machines are worked on at once.
-pub const FAN_OUT: usize = 32;

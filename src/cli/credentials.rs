@@ -9,8 +9,8 @@ use forge::store::Store;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
+use super::names::distinct;
 use super::passphrase::{self, Typed};
-use super::rm::distinct;
 use super::table::table;
 use super::{Outcome, Session, report};
 

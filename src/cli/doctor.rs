@@ -8,7 +8,7 @@ use forge::store::Store;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
-use super::rm::confirm;
+use super::ask::confirm;
 use super::{Outcome, Session, report};
 
 /// Say what is missing on this host for which driver, and install it with --fix

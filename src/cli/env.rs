@@ -1,14 +1,12 @@
 //! `forge env`
 
 use clap::Args;
-use forge::machine::Record;
 use forge_driver::{Error, Fact, Kind, Result};
 use serde_json::{Value, json};
 
-use super::adopt::direct;
 use super::classic_swarm::not_led_to;
+use super::led::led_to;
 use super::shell::{Shell, command_line};
-use super::where_is::live;
 use super::{DEFAULT_MACHINE, Outcome, Session, use_};
 
 /// Print the variables that lead `docker` to a machine, for `eval`
@@ -92,10 +90,7 @@ impl Env {
 
 /// The context of a machine whose engine answers, brought up to date.
 async fn context(session: &Session, name: &str) -> Result<String> {
-    let forge = session.reader()?;
-    let record = Record::load(&forge.store, name)?;
-    direct(&record)?;
-    live(&forge, &record).await?;
+    led_to(session, name).await?;
     use_::made(session, &use_::docker()?, name, "env").await
 }
 
@@ -108,10 +103,7 @@ pub async fn variables(
     name: &str,
     no_proxy: bool,
 ) -> Result<Vec<(String, String)>> {
-    let forge = session.reader()?;
-    let record = Record::load(&forge.store, name)?;
-    direct(&record)?;
-    let record = live(&forge, &record).await?;
+    let (forge, record) = led_to(session, name).await?;
     let url = record.url()?;
     let path = forge.store.machine_dir(name);
     let mut lines: Vec<(String, String)> = [

@@ -231,7 +231,7 @@ impl Rm {
     async fn run(self, session: &Session) -> Result<Outcome> {
         session.reader()?;
         if !self.yes {
-            super::rm::confirm(&format!("Remove {}?", self.names.join(", ")))?;
+            super::ask::confirm(&format!("Remove {}?", self.names.join(", ")))?;
         }
         let (forge, drawing) = session.worker("image-rm")?;
         let done = remove(&forge, &self.names).await;

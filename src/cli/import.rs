@@ -7,13 +7,15 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use forge::interrupt;
 use forge::machine::{Forge, Record};
 use forge::transfer::docker_machine::{self as docker_machine, Found, Keeper, Plan};
 use forge_driver::{Error, Kind, Result};
 use serde_json::{Value, json};
 
-use super::create::conclude;
+use super::ask;
 use super::credentials::Passphrase;
+use super::outcome::conclude;
 use super::table::table;
 use super::{Outcome, Session, report};
 
@@ -241,8 +243,9 @@ async fn import(
     } else {
         tell_power(&forge, &done);
         tell_secrets(&forge, root, &keeper);
-        let open = ask(&forge, open).await;
+        let open = answered(&forge, open).await;
         tell(root, &open);
+        interrupt::check()?;
     }
     conclude(done)
 }
@@ -295,12 +298,17 @@ fn untrusted(forge: &Forge, done: &Results) -> Vec<String> {
 }
 
 /// Asks at a terminal whether the keys that are shown are the machines' own. What is still open afterwards.
-async fn ask(forge: &Forge, names: Vec<String>) -> Vec<String> {
+async fn answered(forge: &Forge, names: Vec<String>) -> Vec<String> {
     if !std::io::stdin().is_terminal() {
         return names;
     }
     let mut open = Vec::new();
     for name in names {
+        // Whoever leaves has answered none of the rest.
+        if interrupt::check().is_err() {
+            open.push(name);
+            continue;
+        }
         // A machine that shows none now is asked for another day.
         let Ok(Some(shown)) = docker_machine::shown(forge, &name).await else {
             open.push(name);
@@ -312,9 +320,7 @@ async fn ask(forge: &Forge, names: Vec<String>) -> Vec<String> {
             shown.address,
             shown.fingerprint
         );
-        let mut answer = String::new();
-        let read = std::io::stdin().read_line(&mut answer);
-        let yes = read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes");
+        let yes = ask::line().is_ok_and(|answer| answer.is_some_and(|line| ask::is_yes(&line)));
         let pinned = yes
             && match docker_machine::pin(forge, &name, &[shown.fingerprint]).await {
                 Ok(_) => true,

@@ -7,7 +7,7 @@ use forge_driver::{Context, Kind, Result};
 use serde::Serialize;
 
 use super::format::{Missing, Template, pretty};
-use super::where_is::{or_default, records};
+use super::names::{or_default, records};
 use super::{Outcome, Session};
 
 /// Print everything that is remembered of a machine, as JSON: as docker-machine had it, and forge's own record

@@ -8,7 +8,7 @@ use forge::machine::{Forge, Record, engine};
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
-use super::adopt::passwords;
+use super::sudo::passwords;
 use super::{DEFAULT_MACHINE, Outcome, Session};
 
 /// Print what a machine wrote: serial console, first boot, engine
@@ -94,10 +94,12 @@ impl Logs {
                         parts.push(("engine", engine::journal(&forge, guest, lines).await?));
                     }
                 }
-                Err(error) if self.source.is_some() => return Err(error),
+                Err(error) if self.source.is_some() || error.kind() == Kind::Interrupted => {
+                    return Err(error);
+                }
                 Err(error) => parts.push((
                     "machine",
-                    format!("(the machine does not answer: {})", error.line()),
+                    format!("(the machine cannot be asked: {})", error.line()),
                 )),
             }
         }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forge::credentials::{Ask, Passphrases};
 use forge::interrupt;
@@ -20,6 +20,8 @@ pub const VARIABLE: &str = "FORGE_PASSPHRASE_FILE";
 
 /// A new passphrase has at least this many characters: whoever has the file can try as many as they like.
 const SHORTEST: usize = 8;
+/// A terminal is read for this long.
+const MOMENT: Duration = Duration::from_millis(200);
 /// No secret is longer.
 const LONGEST: u64 = 64 << 10;
 
@@ -47,7 +49,7 @@ impl Passphrases for Typed {
             return Ok(secret.clone());
         }
         let secret = match (&self.file, ask) {
-            (Some(file), _) => from_file(file)?,
+            (Some(file), _) => from_file(file, "passphrase")?,
             (None, Ask::Open) => hidden(&format!("Passphrase of {what}: "))?,
             (None, Ask::New) => {
                 let first = hidden(&format!("New passphrase for {what}: "))?;
@@ -68,32 +70,43 @@ impl Passphrases for Typed {
     }
 }
 
-/// The first line of a file, or of standard input for `-`.
-fn from_file(path: &Path) -> Result<Secret> {
+/// The first line of a file, or of standard input for `-`; `what` it holds.
+///
+/// # Errors
+/// When there is none, or the file cannot be read.
+pub fn from_file(path: &Path, what: &str) -> Result<Secret> {
     let text = if path == Path::new("-") {
         piped()?.expose().to_owned()
     } else {
-        let failed = || format!("failed to read the passphrase in `{}`", path.display());
         if fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o077 != 0) {
             note(&format!(
-                "warning: others may read the passphrase: `chmod 600 {}` keeps them out",
+                "warning: others may read the {what}: `chmod 600 {}` keeps them out",
                 path.display()
             ));
         }
         let mut text = String::new();
         File::open(path)
             .and_then(|file| file.take(LONGEST).read_to_string(&mut text))
-            .or_fail(Kind::Invalid, failed)?;
+            .or_fail(Kind::Invalid, || {
+                format!("failed to read the {what} in `{}`", path.display())
+            })?;
         text
     };
-    let line = text.lines().next().unwrap_or_default();
-    if line.is_empty() {
-        return Err(Error::new(
+    first_line(&text, what, &format!("`{}`", path.display()))
+}
+
+/// The first line of a text that was found there.
+///
+/// # Errors
+/// [`Kind::Usage`] when it is empty.
+pub fn first_line(text: &str, what: &str, found: &str) -> Result<Secret> {
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.into()),
+        _ => Err(Error::new(
             Kind::Usage,
-            format!("there is no passphrase in `{}`", path.display()),
-        ));
+            format!("there is no {what} in {found}"),
+        )),
     }
-    Ok(line.into())
 }
 
 /// All of standard input, without the line end behind it.
@@ -144,7 +157,8 @@ impl Blind {
         // Bytes one by one, so that Ctrl-C is seen here and the terminal is put back before anything ends.
         blind.local_modes &= !(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
         blind.special_codes[SpecialCodeIndex::VMIN] = 0;
-        blind.special_codes[SpecialCodeIndex::VTIME] = 2;
+        // In tenths of a second (termios(3)).
+        blind.special_codes[SpecialCodeIndex::VTIME] = (MOMENT.as_millis() / 100) as u8;
         termios::tcsetattr(&terminal, OptionalActions::Flush, &blind).or_fail(Kind::Io, failed)?;
         Ok(Self { terminal, before })
     }
@@ -178,19 +192,33 @@ pub fn hidden_until(question: &str, until: Option<Instant>) -> Result<Secret> {
         .write_all(question.as_bytes())
         .or_fail(Kind::Io, failed)?;
     let mut line = Vec::new();
+    let mut gone = 0;
     loop {
         interrupt::check()?;
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(Error::new(Kind::Timeout, "nothing was entered in time"));
         }
         let mut byte = [0];
-        // Nothing for a moment is not the end: that is a byte of its own.
+        let asked = Instant::now();
+        // Nothing for a moment is not the end: that is a byte of its own. A terminal that has gone has nothing at once.
         if blind.terminal.read(&mut byte).or_fail(Kind::Io, failed)? == 0 {
+            gone = if asked.elapsed() < MOMENT / 2 {
+                gone + 1
+            } else {
+                0
+            };
+            if gone > 20 {
+                return Err(Error::new(Kind::Io, "the terminal has gone"));
+            }
             continue;
         }
         match byte[0] {
             b'\r' | b'\n' => break,
-            0x03 | 0x1c => return Err(Error::new(Kind::Interrupted, "interrupted")),
+            0x03 | 0x1c => {
+                // No signal tells the rest of the command.
+                interrupt::request();
+                return Err(Error::new(Kind::Interrupted, "interrupted"));
+            }
             0x04 if line.is_empty() => {
                 return Err(Error::new(Kind::Usage, "nothing was typed"));
             }

@@ -7,13 +7,11 @@ use forge::machine::{Forge, adopt, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result, State};
-use serde_json::json;
 
-use super::adopt::passwords;
-use super::create::{FAN_OUT, conclude};
+use super::names::{distinct, or_default, records};
+use super::outcome::{Done, FAN_OUT, conclude, summary};
 use super::persona::{self, Persona};
-use super::rm::distinct;
-use super::where_is::{or_default, records};
+use super::sudo::passwords;
 use super::{Outcome, Session};
 
 /// Start machines and wait until their engines answer
@@ -137,28 +135,11 @@ fn changing(change: Change, name: &str, changed: bool) -> Result<bool> {
     .fact(Fact::Already(name.to_owned(), already)))
 }
 
-/// The last line of `--json`.
-pub fn summary(done: &[(String, Result<bool>)]) -> serde_json::Value {
-    json!({
-        "event": "summary",
-        "changed": done.iter().filter(|(_, result)| matches!(result, Ok(true))).count(),
-        "machines": done.iter().map(|(name, result)| json!({
-            "name": name,
-            "ok": result.is_ok(),
-            "error": result.as_ref().err().map(Error::line),
-        })).collect::<Vec<_>>(),
-    })
-}
-
 /// Changes the power of many machines at once, under their locks.
 ///
 /// # Errors
 /// When a machine does not exist or its lock is not had: nothing was changed then.
-pub async fn change_all(
-    forge: &Forge,
-    change: Change,
-    names: &[String],
-) -> Result<Vec<(String, Result<bool>)>> {
+pub async fn change_all(forge: &Forge, change: Change, names: &[String]) -> Result<Done<bool>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let records = records(&forge.store, names)?;
     let mut running = tokio::task::JoinSet::new();

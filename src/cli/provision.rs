@@ -9,14 +9,12 @@ use forge::engine_options::EngineOptions;
 use forge::machine::{Forge, Record, create, power};
 use forge::store::lock::acquire_machines;
 use forge::tasks;
-use forge_driver::{Error, Result};
-use serde_json::json;
+use forge_driver::Result;
 use tokio::sync::Mutex;
 
-use super::adopt::passwords;
-use super::create::{FAN_OUT, conclude};
-use super::rm::distinct;
-use super::where_is::{or_default, records};
+use super::names::{distinct, or_default, records};
+use super::outcome::{Done, FAN_OUT, conclude, summary};
+use super::sudo::passwords;
 use super::{Outcome, Session, engine};
 
 /// Check machines against what forge makes of them, and mend what differs
@@ -84,24 +82,13 @@ impl Provision {
         drawing.finish(forge).await;
         let done = done?;
         if session.json() {
-            let summary = json!({
-                "event": "summary",
-                "changed": done.iter().map(|(_, changed)| changed.as_ref().map_or(0, |changed| *changed)).sum::<usize>(),
-                "machines": done.iter().map(|(name, result)| json!({
-                    "name": name, "ok": result.is_ok(), "error": result.as_ref().err().map(Error::line),
-                })).collect::<Vec<_>>(),
-            });
-            println!("{summary}");
+            println!("{}", summary(&done));
         }
         conclude(done)
     }
 }
 
-async fn all(
-    forge: &Forge,
-    names: &[String],
-    change: &Change,
-) -> Result<Vec<(String, Result<usize>)>> {
+async fn all(forge: &Forge, names: &[String], change: &Change) -> Result<Done<usize>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let records = records(&forge.store, names)?;
     records.iter().try_for_each(power::whole)?;

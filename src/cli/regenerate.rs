@@ -10,13 +10,12 @@ use forge_driver::{Error, Kind, Result};
 use futures_util::StreamExt;
 use serde_json::json;
 
-use super::adopt::{passwords, passwords_there};
-use super::create::{FAN_OUT, conclude};
+use super::ask::confirm;
+use super::names::{distinct, or_default};
+use super::outcome::{FAN_OUT, conclude, summary};
 use super::persona::Persona;
-use super::power::summary;
-use super::rm::{confirm, distinct};
+use super::sudo::{passwords, passwords_there};
 use super::turns::{self, Clusters, Done, side_by_side};
-use super::where_is::or_default;
 use super::{Outcome, Session};
 
 /// Make the TLS certificates of machines anew

@@ -1,7 +1,6 @@
 //! `forge rm`
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 
 use clap::Args;
@@ -12,11 +11,12 @@ use forge::store::lock::acquire_machines;
 use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result};
 
-use super::adopt::passwords;
-use super::create::{FAN_OUT, conclude};
+use super::ask::confirm;
+use super::names::distinct;
+use super::outcome::{Done, FAN_OUT, conclude, summary};
 use super::persona::Persona;
-use super::power::summary;
-use super::{Outcome, Session, ask, report};
+use super::sudo::passwords;
+use super::{Outcome, Session, report};
 
 /// Remove machines with their disks
 #[derive(Args)]
@@ -65,7 +65,7 @@ impl Rm {
         }
         let sudo = match passwords(&session.reader()?, &names, None).await {
             // What cannot be undone on a host is told then.
-            Err(_) if self.force => Arc::default(),
+            Err(error) if self.force && error.kind() != Kind::Interrupted => Arc::default(),
             sudo => sudo?,
         };
         let (mut forge, drawing) = session.worker("rm")?;
@@ -114,49 +114,11 @@ fn clusters_of(forge: &Forge, names: &[String]) -> BTreeSet<ClusterName> {
         .collect()
 }
 
-/// Each name once, in the order given.
-pub fn distinct(names: Vec<String>) -> Vec<String> {
-    let mut seen = BTreeSet::new();
-    names
-        .into_iter()
-        .filter(|name| seen.insert(name.clone()))
-        .collect()
-}
-
-/// Asks yes or no. A line of any standard input is an answer; its end is none.
-///
-/// # Errors
-/// [`Kind::Usage`] when there is no answer, [`Kind::Failed`] when it is no, and as [`ask::line`].
-pub fn confirm(question: &str) -> Result<()> {
-    let _ = write!(std::io::stderr(), "{question} [y/N] ");
-    let answer = ask::line();
-    // What a terminal shows of an answer ends the line.
-    let ended = matches!(&answer, Ok(Some(line)) if line.ends_with('\n'));
-    if !(std::io::stdin().is_terminal() && ended) {
-        let _ = writeln!(std::io::stderr());
-    }
-    match answer? {
-        None => Err(
-            Error::new(Kind::Usage, "nothing was changed: there was no answer")
-                .hint("give `--yes` when that is what you want"),
-        ),
-        Some(line) if matches!(line.trim().to_lowercase().as_str(), "y" | "yes") => Ok(()),
-        Some(_) => Err(Error::new(
-            Kind::Failed,
-            "nothing was changed: the answer was not yes",
-        )),
-    }
-}
-
 /// Removes machines, each under its lock.
 ///
 /// # Errors
 /// When locks are not had.
-pub async fn remove_all(
-    forge: &Forge,
-    names: &[String],
-    force: bool,
-) -> Result<Vec<(String, Result<bool>)>> {
+pub async fn remove_all(forge: &Forge, names: &[String], force: bool) -> Result<Done<bool>> {
     let _locks = acquire_machines(&forge.store, names, forge.patience, &forge.events).await?;
     let mut running = tokio::task::JoinSet::new();
     let room = tasks::Room::of(FAN_OUT);

@@ -9,13 +9,13 @@ use forge::tasks;
 use forge_driver::Result;
 use tokio::task::JoinSet;
 
-use super::create::FAN_OUT;
+use super::outcome::{self, FAN_OUT};
 
 /// The machines of each cluster.
 pub type Clusters = BTreeMap<ClusterName, BTreeSet<String>>;
 
 /// What each machine came to: whether it was changed.
-pub type Done = Vec<(String, Result<bool>)>;
+pub type Done = outcome::Done<bool>;
 
 /// Works on machines under their locks, on as many at once as there is room for.
 ///

@@ -5,12 +5,10 @@ use forge::cluster;
 use forge::machine::{Forge, Record, engine, power};
 use forge_driver::Result;
 
-use super::adopt::passwords;
-use super::create::conclude;
-use super::power::summary;
-use super::rm::distinct;
+use super::names::{distinct, or_default, records};
+use super::outcome::{conclude, summary};
+use super::sudo::passwords;
 use super::turns::{self, Clusters, Done, side_by_side};
-use super::where_is::{or_default, records};
 use super::{Outcome, Session};
 
 /// Bring the engines of machines to the newest version that their packages have

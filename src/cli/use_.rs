@@ -7,7 +7,7 @@ use forge::store::lock::acquire_machines;
 use forge_driver::{Error, Kind, Result};
 use serde_json::json;
 
-use super::adopt::direct;
+use super::led::direct;
 use super::{DEFAULT_MACHINE, Outcome, Session, report};
 
 /// Lead `docker` to a machine for good: make a context for it, and choose that

@@ -5,7 +5,7 @@ use forge::machine::{Record, live};
 use forge_driver::Result;
 use serde_json::json;
 
-use super::adopt::certified;
+use super::sudo::certified;
 use super::{Outcome, Session};
 
 /// Print the version of a machine's engine; without a machine, that of this program

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 use forge::machine::survey::{Condition, Depth, Heard, survey};
-use forge::machine::{Forge, Record, live, relocate, renew};
-use forge::store::Store;
+use forge::machine::{Forge, Record, live, relocate};
 use forge_driver::{Error, Fact, Kind, Result, State};
 use futures_util::StreamExt;
 use serde_json::json;
 
-use super::adopt::certified;
-use super::create::{FAN_OUT, conclude};
+use super::names::{or_default, records};
+use super::outcome::{Done, FAN_OUT, conclude};
 use super::persona::Persona;
+use super::sudo::certified;
 use super::wait::{WAIT, Wait};
-use super::{DEFAULT_MACHINE, Outcome, Session, report};
+use super::{Outcome, Session, report};
 
 /// Print the address of a machine
 #[derive(Args)]
@@ -88,7 +88,7 @@ fn not_running(record: &Record) -> Error {
 }
 
 /// What came of each of these machines, with its name.
-fn each<T>(records: &[Record], results: Vec<Result<T>>) -> Vec<(String, Result<T>)> {
+fn each<T>(records: &[Record], results: Vec<Result<T>>) -> Done<T> {
     let names = records.iter().map(|record| record.name.clone());
     names.zip(results).collect()
 }
@@ -131,33 +131,12 @@ impl Url {
 async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
     let record = live::running(forge, record).await?;
     let url = record.url()?;
-    if let Err(error) = certified(forge, record).await {
-        report::note(&format!("warning: {}", error.line()));
+    match certified(forge, record).await {
+        Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+        Err(error) => report::note(&format!("warning: {}", error.line())),
+        Ok(_) => {}
     }
     Ok(url)
-}
-
-/// The record of a machine whose engine answers: to this user, over TLS, at this moment. It has the address of now.
-///
-/// # Errors
-/// When the machine was never finished or is off, or its engine does not answer.
-pub async fn live(forge: &Forge, record: &Record) -> Result<Record> {
-    let record = live::running(forge, record).await?;
-    let record = certified(forge, record).await?;
-    lasting(forge, &record).await?;
-    live::engine(forge, &record).await?;
-    Ok(record)
-}
-
-/// Tells of a certificate that is near its end, for commands whose output leads a client to the engine.
-///
-/// # Errors
-/// When it has ended.
-async fn lasting(forge: &Forge, record: &Record) -> Result<()> {
-    if let Some(warning) = renew::lasting(forge, record).await? {
-        report::note(&format!("warning: {warning}"));
-    }
-    Ok(())
 }
 
 /// Print the power state of a machine
@@ -232,30 +211,4 @@ fn told(record: &Record, heard: &Heard, patience: Duration) -> Result<()> {
     )
     .because(why)
     .hint("`forge doctor` looks for what is missing"))
-}
-
-/// The names given, or the machine `default`.
-pub fn or_default(names: Vec<String>) -> Vec<String> {
-    if names.is_empty() {
-        vec![DEFAULT_MACHINE.to_owned()]
-    } else {
-        names
-    }
-}
-
-/// The records of these machines, in this order; each that is not there is told.
-///
-/// # Errors
-/// When one is not there, or cannot be read.
-pub fn records(store: &Store, names: &[String]) -> Result<Vec<Record>> {
-    let mut found = Vec::with_capacity(names.len());
-    let mut missing = Vec::new();
-    for name in names {
-        match Record::load(store, name) {
-            Ok(record) => found.push(record),
-            Err(error) => missing.push((name.clone(), Err(error))),
-        }
-    }
-    conclude::<()>(missing)?;
-    Ok(found)
 }

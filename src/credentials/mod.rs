@@ -193,14 +193,14 @@ impl Credentials {
         let instead = match Keyring::open(self.store.id()).await {
             Ok(keyring) => match keyring.set(name, secret).await {
                 Ok(()) => {
+                    let earlier = match self.forget_in_file(name).await {
+                        Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+                        forgotten => forgotten.err().map(|error| error.line()),
+                    };
                     return Ok(Kept {
                         origin: Origin::Keyring,
                         instead: None,
-                        earlier: self
-                            .forget_in_file(name)
-                            .await
-                            .err()
-                            .map(|error| error.line()),
+                        earlier,
                     });
                 }
                 Err(why) => why,

@@ -313,6 +313,8 @@ impl Run<'_> {
     pub fn run(mut self) -> Ended {
         let child = self
             .command
+            // What it starts is ended with it.
+            .process_group(0)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -323,7 +325,7 @@ impl Run<'_> {
             let late = waited.recv_timeout(ENDLESS) == Err(RecvTimeoutError::Timeout);
             if late && let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 // It may end at this very moment.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             }
             late
         });

@@ -7,7 +7,7 @@ use forge::cluster::spec::ClusterName;
 use forge_driver::{Kind, Result};
 use serde_json::json;
 
-use super::super::rm::confirm;
+use super::super::ask::confirm;
 use super::super::{Outcome, Session, report};
 use super::Named;
 
