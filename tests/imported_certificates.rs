@@ -116,7 +116,24 @@ fn point_04_a_certificate_of_docker_machines_that_ended_is_made_anew_by_one_comm
     lab.forge("version g1").says(0, "20.10.24\n", "");
     assert_eq!(files(&old.root), before, "nothing is changed there");
     lab.forge("rm -y g1").ok();
-    assert!(host.at("root/etc/docker/enabled").exists(), "it is left");
+    assert!(
+        !host.at("root/kept").exists(),
+        "what was there is given back"
+    );
+    let key = fs::read_to_string(old.root.join("machines/g1/id_rsa.pub")).expect("a key");
+    assert!(
+        host.authorized().contains(key.trim()),
+        "the key is docker-machine's"
+    );
+    // Each import has a claim of its own, and a host that an earlier one took over is no other store's.
+    fs::write(host.at("root/kept"), "an earlier one\n").expect("written");
+    lab.forge(&format!(
+        "import docker-machine {root} --host-key g1={}",
+        host.fingerprint()
+    ))
+    .ok();
+    lab.forge("regenerate-certs -f g1").ok();
+    lab.forge("version g1").says(0, "20.10.24\n", "");
 }
 
 #[test]

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::api::{Request, query};
@@ -104,8 +103,8 @@ pub async fn renew(
     in_turns(forge, name, wanted, Job::Certificate(keep)).await
 }
 
-/// Brings engines to the newest version of their packages: those are fetched at once, and only nodes that need a restart
-/// have a turn. The first restart that fails ends it.
+/// Brings engines to the newest version of their packages; a node whose engine is the newest is not drained. The first
+/// failure ends it: no further node is touched.
 ///
 /// # Errors
 /// As [`renew`].
@@ -160,7 +159,6 @@ async fn in_turns(
         seen: &seen,
         record: &mut record,
         job,
-        fetched: BTreeMap::new(),
     };
     work.put_back("").await?;
     // What is no node yet has no tasks.
@@ -172,9 +170,6 @@ async fn in_turns(
     for name in others {
         let result = work.machine(&name).await;
         done.push((name, result));
-    }
-    if matches!(job, Job::Upgrade) {
-        done.extend(work.fetch(&mut nodes).await?);
     }
     let mut failed = None;
     while failed.is_none() && !nodes.is_empty() {
@@ -211,8 +206,6 @@ struct Work<'a> {
     seen: &'a Seen,
     record: &'a mut ClusterRecord,
     job: Job,
-    /// The machines whose engines are to restart.
-    fetched: BTreeMap<String, (Record, Connection)>,
 }
 
 impl Work<'_> {
@@ -311,6 +304,17 @@ impl Work<'_> {
     async fn work(&mut self, turn: &Turn) -> Result<bool> {
         let name = turn.machine.as_str();
         let forge = self.forge.of(name);
+        let fetched = match self.job {
+            Job::Certificate(_) => None,
+            Job::Upgrade => {
+                let record = Record::load(&forge.store, name)?;
+                let fetched = engine::fetched(&forge, record).await;
+                match fetched.map_err(|error| not_upgraded(name, error))? {
+                    None => return Ok(false),
+                    fetched => fetched,
+                }
+            }
+        };
         if turn.drain {
             self.record.renewing = Some(Renewing {
                 machine: turn.machine.clone(),
@@ -322,7 +326,14 @@ impl Work<'_> {
                 self.put_back(name).await?;
             }
         }
-        let changed = self.machine(name).await?;
+        let changed = match fetched {
+            None => self.machine(name).await?,
+            Some((record, open)) => {
+                let restarted = engine::restart(&forge, record, &open).await;
+                restarted.map_err(|error| not_upgraded(name, error))?;
+                true
+            }
+        };
         let deadline = Instant::now() + forge.patience;
         forge
             .events
@@ -381,41 +392,10 @@ impl Work<'_> {
         let open = self.seen.connections.get(name).cloned();
         match self.job {
             Job::Certificate(keep) => renew::machine(&forge, record, open, keep).await,
-            Job::Upgrade => {
-                let upgraded = match self.fetched.get(name) {
-                    Some((record, open)) => engine::restart(&forge, record.clone(), open)
-                        .await
-                        .map(|()| true),
-                    None => engine::upgrade(&forge, record).await,
-                };
-                upgraded.map_err(|error| not_upgraded(name, error))
-            }
+            Job::Upgrade => engine::upgrade(&forge, record)
+                .await
+                .map_err(|error| not_upgraded(name, error)),
         }
-    }
-
-    /// Brings the packages of all nodes to their newest version; those that need no restart, or whose packages are not to
-    /// be had, are done.
-    async fn fetch(&mut self, nodes: &mut BTreeMap<String, String>) -> Result<Done> {
-        let mut running = JoinSet::new();
-        for name in nodes.values() {
-            let (forge, name) = (self.forge.of(name), name.clone());
-            let record = Record::load(&forge.store, &name)?;
-            running.spawn(async move { (name, engine::fetched(&forge, record).await) });
-        }
-        let mut done = Done::new();
-        for (name, fetched) in crate::tasks::all(running).await? {
-            let result = match fetched {
-                Ok(Some(open)) => {
-                    self.fetched.insert(name, open);
-                    continue;
-                }
-                Ok(None) => Ok(false),
-                Err(error) => Err(not_upgraded(&name, error)),
-            };
-            nodes.retain(|_, machine| *machine != name);
-            done.push((name, result));
-        }
-        Ok(done)
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Imported {
     pub source: String,
     /// When it was taken over.
     pub at: Timestamp,
+    /// Its engine shows a certificate of this store's: forge has set it up as that of an adopted host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub certified: bool,
 }
 
 /// So many numbers of a machine are named, of all that its driver kept.

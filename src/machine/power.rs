@@ -24,7 +24,7 @@ pub async fn start(forge: &Forge, record: &Record) -> Result<bool> {
         driver.set_power(record.claim, Power::On).await?;
     }
     let was = state(&*driver, record).await?;
-    if record.imported.is_some() {
+    if record.imported.is_some() && record.renewing.is_none() {
         imported::start(forge, &*driver, record).await?;
         let changed = was != State::Running;
         forge.events.finished("running", changed).await;

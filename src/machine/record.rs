@@ -427,6 +427,12 @@ impl Record {
         self.adopted.is_none() && self.imported.is_none()
     }
 
+    /// Whether forge has set up the engine of a machine that came from elsewhere, or has begun to.
+    pub fn is_taken_over(&self) -> bool {
+        let imported = self.imported.as_ref();
+        imported.is_some_and(|imported| imported.certified || self.renewing.is_some())
+    }
+
     /// The names and addresses that its certificate has to carry, sorted.
     ///
     /// # Errors

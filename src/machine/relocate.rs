@@ -125,8 +125,9 @@ pub async fn accepts(address: SocketAddr) -> bool {
 
 /// Whether the certificate carries the address, or the stable name, that clients go by.
 pub fn named(record: &Record) -> bool {
-    if record.imported.is_some() {
-        // It is not forge's to make anew: the handshake tells what it is worth.
+    let imported = record.imported.as_ref();
+    if imported.is_some_and(|imported| !imported.certified) {
+        // It is docker-machine's still, and nothing is made anew unasked: the handshake tells what it is worth.
         return true;
     }
     let (Some(tls), Ok(host)) = (&record.tls, record.engine_host()) else {

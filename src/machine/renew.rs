@@ -176,6 +176,9 @@ pub fn settle(forge: &Forge, mut record: Record, papers: &Papers) -> Result<Reco
     });
     write_files(&folder, &files)?;
     record.tls = record.renewing.take().or(record.tls);
+    if let Some(imported) = &mut record.imported {
+        imported.certified = true;
+    }
     record.save(&forge.store)?;
     tidy(&folder)?;
     Ok(record)

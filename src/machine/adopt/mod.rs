@@ -201,12 +201,14 @@ pub async fn note(forge: &Forge, mut record: Record) -> Result<Record> {
     Ok(record)
 }
 
-/// Leaves an adopted host: what is forge's own there goes.
+/// Leaves an adopted host: what is forge's own there goes. So it does on a machine of docker-machine's whose engine forge has
+/// set up, but for the key, which is docker-machine's.
 ///
 /// # Errors
 /// When the host cannot be reached, or does not take forge's key any more; then nothing was forgotten.
 pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
-    if record.adopted.is_none() || record.ssh.user.is_empty() {
+    let adopted = record.adopted.is_some();
+    if !(adopted || record.is_taken_over()) || record.ssh.user.is_empty() {
         return Ok(());
     }
     let key = forge.store.machine_dir(&record.name).join(&record.ssh.key);
@@ -243,6 +245,9 @@ pub(super) async fn leave(forge: &Forge, record: &Record) -> Result<()> {
     let vars = leaving(record, &found)?;
     let job = playbook::compile(&[(&book, &vars)], &Secrets::new(), false)?;
     playbook::run(&*open.guest, &job, forge.patience, &|_| {}).await?;
+    if !adopted {
+        return Ok(());
+    }
     if record.stage > Stage::Launched {
         // From here on a host that does not take the key is one that was left.
         let left = Record {
@@ -271,7 +276,11 @@ pub(super) const FORMER: &str = "/var/lib/forge/former";
 pub(super) fn keeping(record: &Record, settings: &Settings) -> Vars {
     Vars::new()
         .with("claim", record.claim.to_string())
-        .with("take", record.stage != Stage::Ready)
+        // A machine that was imported has another claim each time that it is.
+        .with(
+            "take",
+            record.stage != Stage::Ready || record.imported.is_some(),
+        )
         .with("others", settings.theirs.is_some())
         .with("theirs", settings.theirs.as_deref().unwrap_or_default())
         .with("daemon", &settings.daemon)

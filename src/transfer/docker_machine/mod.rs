@@ -284,6 +284,7 @@ async fn new(
         renewing: None,
         adopted: None,
         imported: Some(Imported {
+            certified: false,
             driver: foreign.driver.clone(),
             fields: foreign.fields.clone(),
             secrets: keeper.keep(forge, name, foreign).await,
