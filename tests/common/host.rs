@@ -30,7 +30,8 @@ impl Host {
     pub fn with_key(kind: &str) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("forge-host-")
-            .tempdir()
+            // Not below TMPDIR, which may be closed to the user that `ask_for` runs commands as.
+            .tempdir_in("/tmp")
             .expect("a folder");
         let at = folder.path().to_owned();
         for name in ["home", "home/.ssh", "root", "root/etc", "bin"] {
