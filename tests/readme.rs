@@ -24,7 +24,7 @@ const BLOCKS: [(&str, Runs); 8] = [
     ("$ forge create --driver generic ", a_host_is_adopted),
     ("$ forge create --driver none ", an_engine_is_noted),
     ("$ forge credentials set ", a_token_is_kept),
-    ("$ forge stop n1", a_machine_moves),
+    ("$ forge create n1", a_machine_moves),
     ("timeout = 900 ", settings_are_read),
     ("$ ln -s ", a_link_is_docker_machine),
     (
@@ -275,7 +275,6 @@ fn a_token_is_kept(block: &Block) {
 
 fn a_machine_moves(block: &Block) {
     let (here, there) = (Lab::new(), Lab::new());
-    here.forge("create n1").ok();
     for example in examples(block) {
         let lab = match example.place.as_str() {
             "" => &here,

@@ -180,6 +180,8 @@ _{word}_places() {{
 _{word}_offer() {{
     # What follows a colon is a path of a machine.
     if [[ ${{COMP_WORDS[COMP_CWORD]}} == : || ${{COMP_WORDS[COMP_CWORD - 1]}} == : ]]; then
+        # … and no file of this host.
+        compopt +o bashdefault +o default 2>/dev/null
         COMPREPLY=()
         return
     fi

@@ -88,6 +88,8 @@ pub enum Start {
         line: String,
         /// What a stop ends: `process` leaves containers alone (systemd.kill(5)).
         kill_mode: String,
+        /// The variables that docker-machine's part of it gives the process, by name.
+        environment: BTreeMap<String, String>,
     },
     /// By a service of OpenRC's, which reads this file.
     Service {
@@ -272,21 +274,19 @@ fn by_unit(files: &BTreeMap<&str, String>) -> Result<(Option<Start>, Vec<Flag>)>
         settings.extend(text.map(|text| unit::service(text)).unwrap_or_default());
     }
     // docker-machine replaced the command line: what it said of the engine stays, what opened it is forge's to say.
-    let line = UNITS
+    let machine = UNITS
         .iter()
         .find_map(|folder| files.get(format!("{folder}/{UNIT}.d/{MACHINE_DROP_IN}").as_str()))
         .or_else(|| files.get(MACHINE_ASIDE))
-        .and_then(|text| Some(closed(unit::last(&unit::service(text), "ExecStart")?)))
+        .map(|text| unit::service(text))
+        .unwrap_or_default();
+    let line = unit::last(&machine, "ExecStart")
+        .map(closed)
         .or_else(|| unit::last(&settings, "ExecStart").map(str::to_owned));
     let Some(line) = line else {
         return Ok((None, Vec::new()));
     };
-    let mut variables = BTreeMap::new();
-    for value in unit::all(&settings, "Environment") {
-        for word in unit::words(value, &BTreeMap::new()) {
-            variables.extend(unit::variables(&word));
-        }
-    }
+    let mut variables = variables_of(&settings);
     // Files count over what stands in the unit itself, wherever they stand: systemd.exec(5).
     for value in unit::all(&settings, "EnvironmentFile") {
         let path = value.trim_start_matches('-').trim_matches('"');
@@ -308,8 +308,18 @@ fn by_unit(files: &BTreeMap<&str, String>) -> Result<(Option<Start>, Vec<Flag>)>
     let start = Start::Unit {
         line,
         kill_mode: kill_mode.to_owned(),
+        environment: variables_of(&machine).into_iter().collect(),
     };
     Ok((Some(start), flags))
+}
+
+/// The variables that a unit gives its process by itself.
+fn variables_of(settings: &[(String, String)]) -> BTreeMap<String, String> {
+    unit::all(settings, "Environment")
+        .into_iter()
+        .flat_map(|value| unit::words(value, &BTreeMap::new()))
+        .flat_map(|word| unit::variables(&word))
+        .collect()
 }
 
 /// A command line without the flags that open the engine to others.

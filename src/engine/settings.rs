@@ -467,6 +467,19 @@ fn environment(wished: &EngineOptions) -> Result<Vec<(String, String)>> {
     Ok(variables.into_iter().collect())
 }
 
+/// Variables that are there with those that are wished, which count more.
+fn with<'a>(
+    there: &'a BTreeMap<String, String>,
+    wished: &'a [(String, String)],
+) -> BTreeMap<&'a str, &'a str> {
+    let wished = wished.iter().map(|(name, value)| (name, value));
+    there
+        .iter()
+        .chain(wished)
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
 fn started(
     found: &Found,
     start: &Start,
@@ -475,16 +488,16 @@ fn started(
 ) -> Started {
     let flags = flags.join(" ");
     match start {
-        Start::Unit { line, kill_mode } => Started::Systemd {
+        Start::Unit {
+            line,
+            kill_mode,
+            environment: there,
+        } => Started::Systemd {
             line: line.clone(),
             keep: kill_mode != "process",
             machine: found.machine,
             environment: std::iter::once((FLAGS, flags.as_str()))
-                .chain(
-                    environment
-                        .iter()
-                        .map(|(name, value)| (name.as_str(), value.as_str())),
-                )
+                .chain(with(there, environment))
                 .map(|(name, value)| unit::environment_line(name, value))
                 .collect(),
         },

@@ -419,9 +419,19 @@ fn the_start_of_docker_machine_gives_way_and_what_it_said_stays() {
 #[test]
 fn what_docker_machine_said_counts_on_once_its_start_is_put_aside() {
     let there = DOCKER_CE.to_owned()
-        + "/var/lib/forge/before/10-machine.conf:[Service]\n/var/lib/forge/before/10-machine.conf:ExecStart=/usr/bin/dockerd -H tcp://0.0.0.0:2376 --storage-driver overlay2 --tlsverify --label provider=generic\n";
-    let settings = merge(&found(&there, ""), &wish(&[]), &terms()).expect("merged");
-    let Started::Systemd { line, machine, .. } = &settings.start else {
+        + "/var/lib/forge/before/10-machine.conf:[Service]\n/var/lib/forge/before/10-machine.conf:ExecStart=/usr/bin/dockerd -H tcp://0.0.0.0:2376 --storage-driver overlay2 --tlsverify --label provider=generic\n/var/lib/forge/before/10-machine.conf:Environment=\"HTTP_PROXY=http://p:1\" \"B=of old\" \n";
+    let wished = EngineOptions {
+        env: vec!["B=of now".to_owned()],
+        ..EngineOptions::default()
+    };
+    let settings = merge(&found(&there, ""), &wished, &terms()).expect("merged");
+    let Started::Systemd {
+        line,
+        machine,
+        environment,
+        ..
+    } = &settings.start
+    else {
         panic!("not systemd");
     };
     assert_eq!(
@@ -429,6 +439,10 @@ fn what_docker_machine_said_counts_on_once_its_start_is_put_aside() {
         "/usr/bin/dockerd --storage-driver=overlay2 --label=provider=generic"
     );
     assert!(!machine, "there is nothing to put aside any more");
+    assert_eq!(
+        environment[1..],
+        ["B=\"of now\"", "HTTP_PROXY=\"http://p:1\""]
+    );
 }
 
 #[test]

@@ -211,16 +211,16 @@ pub const GO_ON: &str =
 /// stays where machines came in: the same file goes on.
 async fn undo(forge: &Forge, aside: &Path) -> Result<()> {
     let before: Option<Journal> = read_json(&journal(aside))?;
-    clear(forge, before.as_ref()).await?;
+    let stays = clear(forge, before.as_ref()).await?;
     let Ok(entries) = fs::read_dir(aside) else {
         return Ok(());
     };
     for entry in entries.flatten() {
-        if entry.file_name() != JOURNAL {
+        if !stays || entry.file_name() != JOURNAL {
             store::remove_file(&entry.path())?;
         }
     }
-    if before.is_none() {
+    if !stays {
         atomic::gone(fs::remove_dir(aside), aside)?;
     }
     Ok(())
@@ -328,11 +328,13 @@ fn room(store: &Store, bytes: u64) -> Result<()> {
 }
 
 /// Removes what an earlier import began and did not end: machines without a record. One that somebody works on is that
-/// command's own.
-async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
+/// command's own. Whether any stays.
+async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<bool> {
+    let mut stays = false;
     for begun in before.map_or(&[][..], |before| &before.machines) {
         let guarded = Guarded::Machine(begun.name.clone());
         let Some(_lock) = try_acquire(&forge.store, &guarded)? else {
+            stays = true;
             continue;
         };
         let found = Record::find(&forge.store, &begun.name)?;
@@ -340,6 +342,7 @@ async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
             .as_ref()
             .is_some_and(|found| found.claim == begun.claim)
         {
+            stays = true;
             continue;
         }
         if begun.disk {
@@ -354,7 +357,7 @@ async fn clear(forge: &Forge, before: Option<&Journal>) -> Result<()> {
             store::forget(&forge.store.machine_dir(&begun.name), MACHINE)?;
         }
     }
-    Ok(())
+    Ok(stays)
 }
 
 /// Brings the machines in. The names of those whose certificates are not of this store's authority.

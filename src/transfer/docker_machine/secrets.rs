@@ -76,11 +76,7 @@ pub fn take_out_of_engine(options: &mut Value) -> Vec<(String, Secret)> {
             continue;
         };
         let at = format!("{OF_ENGINE}{name}");
-        let named = |word: &str| {
-            let variable = word.split_once('=').filter(|(_, value)| !value.is_empty());
-            ["ArbitraryFlags", "Env"].contains(&name)
-                && variable.is_some_and(|(name, _)| is_common(name))
-        };
+        let named = |word: &str| ["ArbitraryFlags", "Env"].contains(&name) && names_a_secret(word);
         match value {
             Value::String(text) if is_secret(text) => {
                 taken.push((at, Secret::new(text.as_str())));
@@ -99,6 +95,18 @@ pub fn take_out_of_engine(options: &mut Value) -> Vec<(String, Secret)> {
         }
     }
     taken
+}
+
+/// Whether any of the names in `NAME=VALUE` or `FLAG=NAME=VALUE` is that of a secret.
+fn names_a_secret(word: &str) -> bool {
+    let mut rest = word;
+    while let Some((name, value)) = rest.split_once('=') {
+        if is_common(name) && !value.is_empty() {
+            return true;
+        }
+        rest = value;
+    }
+    false
 }
 
 fn walk(
@@ -197,7 +205,7 @@ mod tests {
             "Env": ["HTTP_PROXY=http://me:s3cret@proxy:3128", "NO_PROXY=localhost", "HUB_TOKEN=t0k3n", "HTTPS_PROXY=http://proxy:3128"],
             "InstallURL": "https://me:s3cret@mirror.example/docker.sh",
             "RegistryMirror": ["https://mirror.example", "https://me:s3cret@other.example"],
-            "Labels": ["a=b"], "InsecureRegistry": null, "ArbitraryFlags": ["debug=true"], "TlsVerify": true,
+            "Labels": ["a=b"], "InsecureRegistry": null, "ArbitraryFlags": ["debug=true", "log-opt=splunk-token=XYZ"], "TlsVerify": true,
         });
         let mut taken: Vec<(String, String)> = take_out_of_engine(&mut options)
             .into_iter()
@@ -215,6 +223,7 @@ mod tests {
         assert_eq!(
             taken,
             [
+                pair("Engine.ArbitraryFlags.2", "log-opt=splunk-token=XYZ"),
                 pair("Engine.Env.1", "HTTP_PROXY=http://me:s3cret@proxy:3128"),
                 pair("Engine.Env.3", "HUB_TOKEN=t0k3n"),
                 pair(
