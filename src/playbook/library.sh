@@ -77,24 +77,38 @@ service_log() {
     tail -n "${2:-25}" "/var/log/$1.log" | cut -c "1-${3:-300}" || :
   fi
 }
+# Runs a program: what it says comes through, and stays in `forge_heard`. One whose end nobody saw has failed.
+heard() {
+  forge_file=$(mktemp) || return
+  { "$@" 2>&1 && echo 0 >"$forge_file.rc" || echo $? >"$forge_file.rc"; } | tee "$forge_file"
+  forge_heard=$(cat "$forge_file")
+  forge_rc=$(cat "$forge_file.rc") || forge_rc=1
+  rm -f "$forge_file" "$forge_file.rc"
+  return "$forge_rc"
+}
+# It could not look everywhere: what it does not know of may be there all the same. apt and apk are content with that, the
+# others sometimes.
+heard_of_network() {
+  case $forge_heard in
+    *'Failed to fetch'* | *'Temporary failure'* | *'Some index files failed'*) ;;
+    *'Failed to download'* | *'Ignoring repositories'* | *'Curl error'* | *'ould not resolve'*) ;;
+    *'Could not retrieve mirrorlist'* | *'Cannot find a valid baseurl'*) ;;
+    *'Skipping repository'* | *'have not been refreshed'*) ;;
+    *'WARNING: '*://* | *'temporary error'* | *'try again later'*) ;;
+    *) return 1 ;;
+  esac
+}
 # apt-get, once nobody else holds a lock of its or of dpkg's: a first boot, unattended upgrades. Its own setting for that
 # knows the lock of dpkg's alone, and older ones have none.
 apt_get() {
   read -r apt_until apt_rest </proc/uptime
   apt_until=$((${apt_until%%.*} + 300))
-  apt_said=$(mktemp)
-  while :; do
-    rm -f "$apt_said.failed"
-    { apt-get -q "$@" 2>&1 || : >"$apt_said.failed"; } | tee "$apt_said"
-    if [ ! -e "$apt_said.failed" ]; then
-      rm -f "$apt_said"
-      return 0
-    fi
-    apt_held=$(grep -m 1 'Could not get lock ' "$apt_said") || apt_held=
-    rm -f "$apt_said" "$apt_said.failed"
+  until heard apt-get -q "$@"; do
     read -r apt_now apt_rest </proc/uptime
-    [ -n "$apt_held" ] && [ "${apt_now%%.*}" -lt "$apt_until" ] || return 1
-    waits "another program holds the lock ${apt_held#*Could not get lock }"
+    case $forge_heard in *'Could not get lock '*) ;; *) return 1 ;; esac
+    [ "${apt_now%%.*}" -lt "$apt_until" ] || return 1
+    apt_held="${forge_heard#*Could not get lock }"
+    waits "another program holds the lock ${apt_held%%"$forge_nl"*}"
     sleep 2
   done
 }

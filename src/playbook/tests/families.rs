@@ -245,7 +245,11 @@ async fn refused(family: &str, os: &str, tools: &[&str], says: &[(&str, &str)]) 
         .install(family, &["mistyped"], "")
         .await
         .expect_err(family);
-    let asked = |call: &&str| call.contains("install") || call.contains(" -S");
+    let asked = |call: &&str| {
+        [" install", " add", " -S"]
+            .iter()
+            .any(|word| call.contains(word))
+    };
     (
         error.line(),
         machine.calls().split(", ").filter(asked).count(),
@@ -269,15 +273,25 @@ async fn what_no_package_is_called_is_told_at_once() {
             "fedora",
             "ID=fedora\n",
             &["dnf"],
-            ("dnf", "exit 1\n"),
-            "status 1",
+            ("dnf", "echo No match for argument: mistyped >&2; exit 1\n"),
+            "dnf knows not all packages of mistyped",
         ),
         (
             "suse",
             "ID=opensuse-leap\n",
             &["zypper"],
             ("zypper", "exit 104\n"),
-            "does not hold",
+            "zypper knows no package of the name mistyped",
+        ),
+        (
+            "alpine",
+            "ID=alpine\n",
+            &["apk"],
+            (
+                "apk",
+                "echo fetch https://a.example/APKINDEX.tar.gz; echo '  mistyped (no such package):'; exit 1\n",
+            ),
+            "apk cannot install mistyped",
         ),
         (
             "arch",
@@ -291,6 +305,66 @@ async fn what_no_package_is_called_is_told_at_once() {
         assert!(line.contains(words), "{family}: {line}");
         assert_eq!(asked, 1, "{family}: {line}");
     }
+}
+
+/// What could not be looked up may be there all the same: the network may come back.
+#[tokio::test]
+async fn a_network_that_is_not_there_is_no_missing_package() {
+    for (family, os, tools, says) in [
+        (
+            "debian",
+            "ID=debian\n",
+            &["apt-get", "apt-cache"][..],
+            (
+                "apt-get",
+                "case $* in *' -s '*) echo E: Unable to locate package mistyped >&2; exit 100 ;; *update*) echo 'W: Failed to fetch http://a.example/InRelease  Temporary failure resolving' >&2 ;; esac\n",
+            ),
+        ),
+        (
+            "fedora",
+            "ID=fedora\n",
+            &["dnf"],
+            (
+                "dnf",
+                "echo 'Error: Failed to download metadata for repo'; echo No match for argument: mistyped; exit 1\n",
+            ),
+        ),
+        (
+            "suse",
+            "ID=opensuse-leap\n",
+            &["zypper"],
+            (
+                "zypper",
+                "echo \"Warning: Skipping repository 'x' because of the above error.\"; exit 104\n",
+            ),
+        ),
+        (
+            "alpine",
+            "ID=alpine\n",
+            &["apk"],
+            (
+                "apk",
+                "echo 'WARNING: fetching https://a.example/main: temporary error (try again later)'; echo '  mistyped (no such package):'; exit 1\n",
+            ),
+        ),
+    ] {
+        let (line, asked) = refused(family, os, tools, &[says]).await;
+        assert!(asked > 1, "{family}: {asked} {line}");
+        assert!(
+            !line.contains("knows") && !line.contains("cannot install"),
+            "{family}: {line}"
+        );
+    }
+    // Nor is there no engine in any repository.
+    let machine = Machine::bare("ID=rocky\n", &["dnf"]);
+    machine.stand_in("sleep", ": >DIR/state/back");
+    let dir = machine.lab.folder.path().display().to_string();
+    machine.write(
+        "state/dnf",
+        &"[ -e DIR/state/back ] || { echo 'Curl error (6): Could not resolve hostname'; exit 1; }\n"
+            .replace("DIR", &dir),
+    );
+    machine.install("fedora", &[], "").await.expect("installed");
 }
 
 #[tokio::test]
@@ -311,13 +385,23 @@ async fn the_lock_of_pacman_is_waited_for() {
 #[tokio::test]
 async fn zypper_says_what_it_did_by_codes_that_are_no_failures() {
     let machine = Machine::bare("ID=opensuse-leap\n", &["zypper", "rpm"]);
-    machine.write("state/zypper", "exit 102\n");
-    machine.install("suse", &[], "").await.expect("installed");
+    for code in [102, 107] {
+        let machine = Machine::bare("ID=opensuse-leap\n", &["zypper", "rpm"]);
+        machine.write("state/zypper", &format!("exit {code}\n"));
+        machine.install("suse", &[], "").await.expect("installed");
+        machine
+            .install("suse", &[], "today")
+            .await
+            .expect("upgraded");
+        assert!(machine.calls().contains("zypper --non-interactive update"));
+    }
+    // A signal ended it.
+    machine.write("state/zypper", "exit 105\n");
+    machine.stand_in("sleep", "");
     machine
-        .install("suse", &[], "today")
+        .install("suse", &[], "")
         .await
-        .expect("upgraded");
-    assert!(machine.calls().contains("zypper --non-interactive update"));
+        .expect_err("not installed");
 }
 
 #[tokio::test]
@@ -345,7 +429,11 @@ async fn a_mask_does_not_outlive_the_step_that_needs_it() {
     let free = "unmask --runtime -q docker.service docker.socket";
     for signal in ["TERM", "HUP", "INT", "KILL"] {
         let machine = Machine::bare("ID=opensuse-leap\n", &["zypper"]);
-        machine.stand_in("zypper", &format!("kill -{signal} $PPID\nsleep 0.2"));
+        // Its parent hands on what it says; the step is the parent of that.
+        machine.stand_in(
+            "zypper",
+            &format!("kill -{signal} $(cut -d ' ' -f 4 /proc/$PPID/stat)\nsleep 0.2"),
+        );
         machine.install("suse", &[], "").await.expect_err(signal);
         let calls = machine.calls();
         assert_eq!(calls.ends_with(free), signal != "KILL", "{signal}: {calls}");
