@@ -81,38 +81,51 @@ pub(super) fn with_live_restore(found: &Found, file: &Map<String, Value>, whethe
 /// When a configuration there cannot be read.
 pub fn without_forge(found: &Found) -> Result<Map<String, Value>> {
     let is = found.configuration()?;
-    Ok(match found.written()? {
-        Some(written) => without(&found.theirs()?, &written, &is),
-        None => is,
-    })
+    let written = found.written()?;
+    if written.is_empty() {
+        return Ok(is);
+    }
+    let written: Vec<&Map<String, Value>> = written.iter().collect();
+    Ok(without(&found.theirs()?, &written, &is))
 }
 
-/// `is` without what `written` has more than `theirs`: a value that is still the written one is theirs again, of lists and
-/// maps each entry for itself. Done twice it comes to the same.
+/// `is` without what any of `written` has more than `theirs`: a value that is still a written one is theirs again, of lists
+/// and maps each entry for itself. Done twice it comes to the same.
 fn without(
     theirs: &Map<String, Value>,
-    written: &Map<String, Value>,
+    written: &[&Map<String, Value>],
     is: &Map<String, Value>,
 ) -> Map<String, Value> {
     let mut all = is.clone();
-    for key in written.keys().chain(theirs.keys()) {
-        let (their, wrote) = (theirs.get(key), written.get(key));
-        let left = match (wrote, is.get(key)) {
-            (wrote, now) if wrote == now => their.cloned(),
-            (Some(Value::Array(wrote)), Some(Value::Array(now))) => {
+    let keys = written.iter().flat_map(|written| written.keys());
+    for key in keys.chain(theirs.keys()) {
+        let (their, now) = (theirs.get(key), is.get(key));
+        let wrote: Vec<Option<&Value>> = written.iter().map(|written| written.get(key)).collect();
+        let lists: Vec<_> = wrote
+            .iter()
+            .filter_map(|wrote| wrote.and_then(Value::as_array))
+            .collect();
+        let maps: Vec<_> = wrote
+            .iter()
+            .filter_map(|wrote| wrote.and_then(Value::as_object))
+            .collect();
+        let left = match now {
+            now if wrote.contains(&now) => their.cloned(),
+            Some(Value::Array(now)) if !lists.is_empty() => {
                 let their = their.and_then(Value::as_array);
                 let ours = |entry: &&Value| {
-                    wrote.contains(entry) && !their.is_some_and(|their| their.contains(entry))
+                    lists.iter().any(|list| list.contains(entry))
+                        && !their.is_some_and(|their| their.contains(entry))
                 };
                 let left: Vec<Value> = now.iter().filter(|entry| !ours(entry)).cloned().collect();
                 (!left.is_empty() || their.is_some()).then_some(Value::Array(left))
             }
-            (Some(Value::Object(wrote)), Some(Value::Object(now))) => {
+            Some(Value::Object(now)) if !maps.is_empty() => {
                 let their = their.and_then(Value::as_object);
-                let left = without(&their.cloned().unwrap_or_default(), wrote, now);
+                let left = without(&their.cloned().unwrap_or_default(), &maps, now);
                 (!left.is_empty() || their.is_some()).then_some(Value::Object(left))
             }
-            (_, now) => now.cloned(),
+            now => now.cloned(),
         };
         match left {
             Some(value) => all.insert(key.clone(), value),
@@ -131,8 +144,8 @@ mod tests {
     fn left(theirs: &Value, written: &Value, is: &Value) -> Value {
         let map = |value: &Value| value.as_object().expect("an object").clone();
         let (theirs, written, is) = (map(theirs), map(written), map(is));
-        let once = without(&theirs, &written, &is);
-        assert_eq!(without(&once, &written, &is), once, "once is enough");
+        let once = without(&theirs, &[&written], &is);
+        assert_eq!(without(&once, &[&written], &is), once, "once is enough");
         Value::Object(once)
     }
 
@@ -199,6 +212,20 @@ mod tests {
                 "{theirs} {written} {is}"
             );
         }
+    }
+
+    #[test]
+    fn what_forge_wrote_before_is_forges_too_where_a_run_was_cut_off() {
+        let map = |value: Value| value.as_object().expect("an object").clone();
+        let last = map(json!({"debug": true, "mtu": 2, "labels": ["b"], "log-opts": {"a": "2"}}));
+        let formerly = map(json!({"mtu": 1, "labels": ["a"], "log-opts": {"a": "1"}}));
+        let is = map(json!({"mtu": 1, "labels": ["a", "x"], "log-opts": {"a": "1", "b": "1"}}));
+        let theirs = map(json!({"mtu": 0}));
+        let left = without(&theirs, &[&last, &formerly], &is);
+        assert_eq!(
+            Value::Object(left),
+            json!({"mtu": 0, "labels": ["x"], "log-opts": {"b": "1"}})
+        );
     }
 
     fn found(text: &str) -> Found {

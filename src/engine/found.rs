@@ -34,6 +34,9 @@ const NOTE: &str = "/var/lib/forge/daemon.json";
 /// On a host of others: what they wrote into it, and what forge wrote there last.
 const THEIRS: &str = "/var/lib/forge/before/etc_docker_daemon.json";
 const WRITTEN: &str = "/var/lib/forge/before/written.json";
+/// What forge wrote there before that, until the engine runs with the last: a run that was cut off may have noted the one
+/// and left the other in the configuration.
+const FORMERLY: &str = "/var/lib/forge/former/written.json";
 /// Where distributions keep the engine's flags, besides those that a unit names itself.
 const CONF: &str = "/etc/conf.d/docker";
 /// The lines between which OpenRC's settings are forge's.
@@ -119,6 +122,8 @@ pub struct Found {
     pub theirs: Option<String>,
     /// On a host of others: what forge wrote there last, if it ever did.
     pub written: Option<String>,
+    /// On a host of others: what forge wrote there before that, until the engine runs with the last.
+    pub formerly: Option<String>,
     /// A restart that keeps containers was cut off.
     pub interrupted: bool,
     /// docker-machine's part of the unit is there.
@@ -174,6 +179,7 @@ impl Found {
             daemon: files.get(NOTE).or_else(|| files.get(DAEMON)).cloned(),
             theirs: files.get(THEIRS).cloned(),
             written: files.get(WRITTEN).cloned(),
+            formerly: files.get(FORMERLY).cloned(),
             interrupted: files.contains_key(NOTE),
             machine: unit,
             storage: fact("storage")
@@ -203,13 +209,20 @@ impl Found {
         object(THEIRS, self.theirs.as_deref().unwrap_or_default())
     }
 
-    /// What forge wrote into it last.
+    /// What forge wrote into it: the last, and what was there before that where a run was cut off. Nothing where it never
+    /// wrote it.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] when it is not an object of JSON.
-    pub fn written(&self) -> Result<Option<Map<String, Value>>> {
-        let written = self.written.as_deref();
-        written.map(|text| object(WRITTEN, text)).transpose()
+    /// [`Kind::Invalid`] when one is not an object of JSON.
+    pub fn written(&self) -> Result<Vec<Map<String, Value>>> {
+        let Some(last) = &self.written else {
+            return Ok(Vec::new());
+        };
+        let mut written = vec![object(WRITTEN, last)?];
+        if let Some(text) = &self.formerly {
+            written.push(object(FORMERLY, text)?);
+        }
+        Ok(written)
     }
 }
 

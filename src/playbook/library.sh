@@ -20,6 +20,14 @@ by_systemd() { [ -d "$forge_run/systemd/system" ]; }
 service_running() {
   if by_systemd; then running "$1.service"; else rc-service -q "$1" status >/dev/null 2>&1; fi
 }
+# It went down, or did not start, by itself: nobody stopped it.
+service_failed() {
+  if by_systemd; then
+    systemctl is-failed -q "$1.service"
+  else
+    case $(rc-service "$1" status 2>&1) in *crashed*) ;; *) return 1 ;; esac
+  fi
+}
 service_enabled() {
   if by_systemd; then
     [ -L "/etc/systemd/system/multi-user.target.wants/$1.service" ]
@@ -157,6 +165,12 @@ engine_restart() {
 replace_file() {
   if [ -e "$1" ]; then cp -p "$1" "$1.new"; else : >"$1.new" && chmod 0644 "$1.new"; fi &&
     printf '%s' "$2" >"$1.new" && mv -f "$1.new" "$1"
+}
+# Whose a host is by the note there; an empty note is nobody's, and whoever comes has it.
+claimed_by() {
+  forge_claim=
+  { IFS= read -r forge_claim </var/lib/forge/before/done; } 2>/dev/null || :
+  printf '%s\n' "$forge_claim"
 }
 # The name of the copy of a file below /etc.
 kept_as() { printf 'etc_%s' "${1##*/etc/}" | tr / _; }

@@ -16,6 +16,7 @@ use super::*;
 use crate::remote::testing::Shell;
 
 mod adopt;
+mod adopt_again;
 mod engine;
 mod families;
 mod texts;

@@ -8,11 +8,16 @@ use crate::engine::found::Start;
 use crate::engine::settings::Settings;
 use crate::engine_options::EngineOptions;
 
-const OURS: &str = "8f9e4f0a-6a0e-4d4e-9d0a-000000000001";
-const OTHERS: &str = "8f9e4f0a-6a0e-4d4e-9d0a-000000000002";
+pub(super) const OURS: &str = "8f9e4f0a-6a0e-4d4e-9d0a-000000000001";
+pub(super) const OTHERS: &str = "8f9e4f0a-6a0e-4d4e-9d0a-000000000002";
 
 impl Machine {
-    async fn keep(&self, claim: &str, take: bool, settings: &Settings) -> Result<Report, Error> {
+    pub(super) async fn keep(
+        &self,
+        claim: &str,
+        take: bool,
+        settings: &Settings,
+    ) -> Result<Report, Error> {
         let vars = Vars::new()
             .with("claim", claim)
             .with("take", take)
@@ -25,14 +30,19 @@ impl Machine {
     }
 
     /// As the host is provisioned: what is there is kept, and the engine is told what is wished.
-    async fn adopt(&self, claim: &str, take: bool, options: &EngineOptions) -> Result<(), Error> {
+    pub(super) async fn adopt(
+        &self,
+        claim: &str,
+        take: bool,
+        options: &EngineOptions,
+    ) -> Result<(), Error> {
         let settings = self.settings(options).await?;
         self.keep(claim, take, &settings).await?;
         let former = self.lab.path("var/lib/forge/former");
         self.told(&settings, &former).await.map(|_| ())
     }
 
-    async fn leave(&self, claim: &str) -> Result<Report, Error> {
+    pub(super) async fn leave(&self, claim: &str) -> Result<Report, Error> {
         let found = self.look(true).await;
         let back = back::of(&found)?;
         let (end, text) = match &back.end {
@@ -146,6 +156,7 @@ async fn what_others_wrote_since_stays_when_forge_leaves() {
             serde_json::json!({"data-root": "/srv/docker"}),
             "{second:?}"
         );
+        assert_eq!(machine.mode("etc/docker/daemon.json"), 0o644);
         assert_eq!(machine.read("etc/default/docker"), "DOCKER_OPTS=--debug\n");
         assert_eq!(machine.containers(), "2");
         // What others took away does not come back.
@@ -214,9 +225,20 @@ async fn an_engine_that_went_down_with_forges_settings_is_started_when_forge_lea
         .await
         .expect("adopted");
     machine.stopped();
+    machine.write("state/failed", "");
     machine.calls();
     machine.leave(OURS).await.expect("left");
     assert!(machine.calls().contains("restart docker.service"));
+    // One that its owner stopped stays so.
+    let machine = Machine::new(Lab::dash());
+    machine
+        .adopt(OURS, true, &EngineOptions::default())
+        .await
+        .expect("adopted");
+    machine.stopped();
+    machine.calls();
+    machine.leave(OURS).await.expect("left");
+    assert!(!machine.calls().contains("restart"));
     // One that did not run when forge came is left alone.
     let machine = Machine::new(Lab::dash());
     machine.stopped();

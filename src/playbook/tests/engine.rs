@@ -47,6 +47,7 @@ case $1 in
   restart)
     [ ! -e $s/process ] || [ "$(cat $s/process)" = true ] || echo 0 >$s/containers
     rm -f $s/process DIR/run/systemd/units/invocation:docker.service
+    : >$s/failed
     [ ! -e $s/broken ] || exit 1
     [ ! -e $s/broken-by ] || ! grep -qsf $s/broken-by DIR/etc/docker/daemon.json || exit 1
     case "$(wanted) $(cat $s/swarm)" in
@@ -54,8 +55,10 @@ case $1 in
       "false "*) echo 0 >$s/containers ;;
     esac
     wanted >$s/process
+    rm -f $s/failed
     ln -sf x DIR/run/systemd/units/invocation:docker.service
     ;;
+  is-failed) [ -e $s/failed ] || exit 1 ;;
 esac
 [ ! -e $s/early ] || die
 "#;
@@ -215,6 +218,10 @@ impl Machine {
         for path in ["/etc/systemd/system/multi-user", "/etc/runlevels"] {
             job.script = job.script.replace(path, &format!("{dir}{path}"));
         }
+        // The note of whose a host is: the library reads it.
+        let note = "/var/lib/forge/before/done";
+        let from = |dir: &str| format!(" <{dir}{note}");
+        job.script = job.script.replace(&from(""), &from(&dir));
         if self.alone {
             job.script = job.script.replace(":/usr/sbin:/sbin:/usr/bin:/bin\n", "\n");
         }
