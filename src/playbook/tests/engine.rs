@@ -67,6 +67,8 @@ pub(super) struct Machine {
     pub(super) lab: Lab,
     /// No program of this host's is found there.
     alone: bool,
+    /// Steps are tried again for as long as on a real one.
+    pub(super) patient: bool,
     /// What steps said that they wait for.
     pub(super) waits: Mutex<Vec<String>>,
 }
@@ -86,6 +88,7 @@ impl Machine {
         let machine = Self {
             lab,
             alone: false,
+            patient: false,
             waits: Mutex::default(),
         };
         for folder in [
@@ -204,9 +207,10 @@ impl Machine {
         let owner = format!("owner: '{}:{}', mode:", user(), group());
         let text = paths
             .replace_all(&text, format!("${{1}}{dir}/${{2}}/"))
-            .replace("mode:", &owner)
-            // What fails here, fails again.
-            .replace("for: 300}", "for: 1}");
+            .replace("mode:", &owner);
+        // What fails here, fails again.
+        let tried = if self.patient { "for: 300}" } else { "for: 1}" };
+        let text = text.replace("for: 300}", tried);
         let mut playbook = parse(name, &text).expect("parses");
         playbook.templates = load(&assets, name).expect("loads").templates;
         let (state, run_dir) = (self.lab.path("state/due"), self.lab.path("run"));
