@@ -673,11 +673,8 @@ fn an_engine_at_an_address_of_the_sixth_version_listens_there() {
         ..terms()
     };
     let settings = merge(&found(DEBIAN, ""), &wish(&[]), &terms).expect("merged");
-    assert!(
-        flags(&settings).contains("-H tcp://[::]:2376"),
-        "{}",
-        flags(&settings)
-    );
+    let flags = flags(&settings);
+    assert!(flags.contains("-H tcp://[::]:2376"), "{flags}");
 }
 
 #[test]
@@ -685,11 +682,8 @@ fn what_a_shell_would_run_is_no_flag() {
     let there = "init openrc\nengine /usr/bin/dockerd\nconf /etc/conf.d/docker\n/etc/conf.d/docker:DOCKER_OPTS=\"--label a=b\"\n";
     let found = Found::read(there).expect("found");
     let error = merge(&found, &wish(&["label x=`id`"]), &terms()).expect_err("a command");
-    assert!(
-        error.line().contains("blanks or quotes"),
-        "{}",
-        error.line()
-    );
+    let line = error.line();
+    assert!(line.contains("blanks or quotes"), "{line}");
 }
 
 /// The engine does not start with what is said twice.
