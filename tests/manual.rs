@@ -205,22 +205,16 @@ fn zsh_reads_its_script_and_knows_how_to_ask_for_machines() {
         "autoload -U compinit && compinit -u -D; source {}; _describe() {{ print -l -- $machines }}; _forge_machines",
         script.display()
     );
-    let ended = lab
-        .forge("")
-        .env("PATH", path())
-        .under("zsh", &["-f", "-c", &text], &[])
-        .ok();
-    assert_eq!(ended.stdout, "n1\nweb.2\n");
+    let told = |text: &str| {
+        let run = lab.forge("").env("PATH", path());
+        run.under("zsh", &["-f", "-c", text], &[]).ok().stdout
+    };
+    assert_eq!(told(&text), "n1\nweb.2\n");
     let text = format!(
         "autoload -U compinit && compinit -u -D; source {}; compset() {{ return 1 }}; _files() {{ print files }}; _describe() {{ print -l -- $machines; print -- ${{@[-2]}} ${{@[-1]}} }}; _forge_places",
         script.display()
     );
-    let ended = lab
-        .forge("")
-        .env("PATH", path())
-        .under("zsh", &["-f", "-c", &text], &[])
-        .ok();
-    assert_eq!(ended.stdout, "n1\nweb.2\n-S :\nfiles\n");
+    assert_eq!(told(&text), "n1\nweb.2\n-S :\nfiles\n");
     let text = fs::read_to_string(script).expect("a script");
     assert!(text.contains(":_forge_machines' \\"), "{text}");
     assert!(text.contains(":_forge_places' \\"), "{text}");

@@ -369,19 +369,27 @@ fn a_machine_of_docker_machines_keeps_its_only_key() {
     }
 }
 
+/// `n1` is of this host, so it cannot be exported.
+#[track_caller]
+fn stays_here(here: &Lab, driver: &str) {
+    let out = here.folder().join("moving.forge");
+    let ended = knowing(here, &format!("export n1 -o {}", out.display()))
+        .run()
+        .code(1);
+    says(
+        &ended,
+        &format!(
+            "machine `n1` of the driver `{driver}` would not work elsewhere\ncaused by: it is this host"
+        ),
+    );
+}
+
 #[test]
 fn an_engine_known_by_its_url_travels_unless_it_is_of_this_host() {
     let (here, there) = (Lab::bare(), Lab::bare());
     here.forge("create --driver none --url tcp://127.0.0.1:2376 n1")
         .ok();
-    let out = here.folder().join("moving.forge");
-    let ended = knowing(&here, &format!("export n1 -o {}", out.display()))
-        .run()
-        .code(1);
-    says(
-        &ended,
-        "machine `n1` of the driver `none` would not work elsewhere\ncaused by: it is this host",
-    );
+    stays_here(&here, "none");
     tell(
         &here,
         "n1",
@@ -398,14 +406,7 @@ fn an_engine_known_by_its_url_travels_unless_it_is_of_this_host() {
 fn an_adopted_host_is_entered_from_both_stores() {
     let (here, there, host) = (Lab::bare(), Lab::bare(), Host::new());
     here.forge(&format!("create {} n1", host.trusted())).ok();
-    let out = here.folder().join("moving.forge");
-    let ended = knowing(&here, &format!("export n1 -o {}", out.display()))
-        .run()
-        .code(1);
-    says(
-        &ended,
-        "machine `n1` of the driver `generic` would not work elsewhere\ncaused by: it is this host",
-    );
+    stays_here(&here, "generic");
     let address = here.record("n1")["config"]["host"].clone();
     tell(
         &here,

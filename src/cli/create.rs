@@ -12,7 +12,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 
 use super::adopt::Manner;
 use super::names::check_names;
-use super::outcome::{Done, FAN_OUT, conclude, summary};
+use super::outcome::{Done, FAN_OUT, finish};
 use super::persona::{self, Persona};
 use super::{DEFAULT_MACHINE, Outcome, Session, adopt, engine, image, report};
 
@@ -199,10 +199,7 @@ pub fn concluded(session: &Session, done: Done<usize>) -> Result<Outcome> {
     for (name, _) in done.iter().filter(|(_, created)| created.is_ok()) {
         session.say(&persona::created(name));
     }
-    if session.json() {
-        println!("{}", summary(&done));
-    }
-    conclude(done)
+    finish(session, done)
 }
 
 /// The machines to be made: `default` where none is named. docker-machine made one, and asked for its name.

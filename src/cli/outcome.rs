@@ -3,7 +3,7 @@
 use forge_driver::{Error, Result};
 use serde_json::{Value, json};
 
-use super::{Outcome, report};
+use super::{Outcome, Session, report};
 
 /// At most so many machines are worked on at once.
 pub const FAN_OUT: usize = 32;
@@ -40,6 +40,17 @@ pub fn summary<T: Changed>(done: &[(String, Result<T>)]) -> Value {
             "error": result.as_ref().err().map(Error::line),
         })).collect::<Vec<_>>(),
     })
+}
+
+/// Says how a command ended: its summary, where JSON is wanted, and each failure.
+///
+/// # Errors
+/// As [`conclude`].
+pub fn finish<T: Changed>(session: &Session, done: Done<T>) -> Result<Outcome> {
+    if session.json() {
+        println!("{}", summary(&done));
+    }
+    conclude(done)
 }
 
 /// Reports each failure; the last one ends the command.

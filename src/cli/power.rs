@@ -9,7 +9,7 @@ use forge::tasks;
 use forge_driver::{Error, Fact, Kind, Result, State};
 
 use super::names::{distinct, or_default, records};
-use super::outcome::{Done, FAN_OUT, conclude, summary};
+use super::outcome::{Done, FAN_OUT, finish};
 use super::persona::{self, Persona};
 use super::sudo::passwords;
 use super::{Outcome, Session};
@@ -110,10 +110,7 @@ async fn change(
             })
             .collect();
     }
-    if session.json() {
-        println!("{}", summary(&done));
-    }
-    let outcome = conclude(done)?;
+    let outcome = finish(session, done)?;
     if let Some(text) = persona::concluded(command) {
         session.say(&text);
     }

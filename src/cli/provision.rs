@@ -13,7 +13,7 @@ use forge_driver::Result;
 use tokio::sync::Mutex;
 
 use super::names::{distinct, or_default, records};
-use super::outcome::{Done, FAN_OUT, conclude, summary};
+use super::outcome::{Done, FAN_OUT, finish};
 use super::sudo::passwords;
 use super::{Outcome, Session, engine};
 
@@ -81,10 +81,7 @@ impl Provision {
         let done = all(&forge, &names, &change).await;
         drawing.finish(forge).await;
         let done = done?;
-        if session.json() {
-            println!("{}", summary(&done));
-        }
-        conclude(done)
+        finish(session, done)
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::ask::confirm;
 use super::names::{distinct, or_default};
-use super::outcome::{FAN_OUT, conclude, summary};
+use super::outcome::{FAN_OUT, conclude, finish};
 use super::persona::Persona;
 use super::sudo::{passwords, passwords_there};
 use super::turns::{self, Clusters, Done, side_by_side};
@@ -75,10 +75,7 @@ impl RegenerateCerts {
         let done = self.renew(&forge, names).await;
         drawing.finish(forge).await;
         let done = done?;
-        if session.json() {
-            println!("{}", summary(&done));
-        }
-        conclude(done)
+        finish(session, done)
     }
 
     /// Whether a new CA is to be made.

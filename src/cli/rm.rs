@@ -13,7 +13,7 @@ use forge_driver::{Error, Fact, Kind, Result};
 
 use super::ask::confirm;
 use super::names::distinct;
-use super::outcome::{Done, FAN_OUT, conclude, summary};
+use super::outcome::{Done, FAN_OUT, finish, summary};
 use super::persona::Persona;
 use super::sudo::passwords;
 use super::{Outcome, Session, report};
@@ -84,13 +84,10 @@ impl Rm {
         }
         drawing.finish(forge).await;
         let done = done?;
-        if session.json() {
-            println!("{}", summary(&done));
-        }
         if in_other_words && self.force {
             tell_missing(&done);
         }
-        conclude(done)
+        finish(session, done)
     }
 }
 

@@ -6,7 +6,7 @@ use forge::machine::{Forge, Record, engine, power};
 use forge_driver::Result;
 
 use super::names::{distinct, or_default, records};
-use super::outcome::{conclude, summary};
+use super::outcome::finish;
 use super::sudo::passwords;
 use super::turns::{self, Clusters, Done, side_by_side};
 use super::{Outcome, Session};
@@ -33,10 +33,7 @@ impl Upgrade {
         let done = all(&forge, &names).await;
         drawing.finish(forge).await;
         let done = done?;
-        if session.json() {
-            println!("{}", summary(&done));
-        }
-        conclude(done)
+        finish(session, done)
     }
 }
 
