@@ -4,25 +4,17 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use forge_lab::{Steps, Store, text};
+use forge_lab::{Steps, Store, TWO_CONTAINERS, text};
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
 
-/// What forge made of its machine goes; what a host of somebody else's has comes. One of the containers is not started
-/// again by anybody.
+/// What forge made of its machine goes; what a host of somebody else's has comes.
 const PLAIN: &str = r#"set -e
 nft delete table inet forge 2>/dev/null || :
 rm -rf /etc/systemd/system/docker.service.d /etc/docker/forge.env /etc/docker/tls /var/lib/forge
 echo '{"labels": ["room=7"]}' >/etc/docker/daemon.json
 systemctl daemon-reload
 systemctl restart docker
-mkdir -p /tmp/tiny/bin /tmp/tiny/lib64 /tmp/tiny/lib/x86_64-linux-gnu
-cp /bin/sleep /tmp/tiny/bin/
-cp -L /lib/*/libc.so.6 /tmp/tiny/lib/x86_64-linux-gnu/
-cp -L /lib64/ld-linux-x86-64.so.2 /tmp/tiny/lib64/
-tar -C /tmp/tiny -c . | docker import - tiny >/dev/null
-docker run -d --name once --restart=no tiny /bin/sleep 100000 >/dev/null
-docker run -d --name always --restart=always tiny /bin/sleep 100000 >/dev/null
 "#;
 
 /// All that has to be the same afterwards.
@@ -45,7 +37,15 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
     let (owner, guest) = (Store::new(FORGE), Store::empty(FORGE));
     steps.step("a machine becomes a plain host");
     owner.ok(&["create", "--driver", "qemu", "v1"]);
-    owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(PLAIN)]);
+    owner.ok(&[
+        "ssh",
+        "v1",
+        "--",
+        "sudo",
+        "sh",
+        "-c",
+        &quoted(&format!("{PLAIN}{TWO_CONTAINERS}")),
+    ]);
     let there = |script: &str| owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(script)]);
     let (facts, files) = (there(FACTS), there(FILES));
     assert!(!facts.contains("/once 0 "), "both run: {facts}");

@@ -2,24 +2,17 @@
 //! then by a supervised service that reads /etc/conf.d (as on Alpine and Gentoo). It is adopted and left.
 
 use forge_lab::openrc::{OpenRc, SSH_PORT};
-use forge_lab::{Steps, Store};
+use forge_lab::{Steps, Store, TWO_CONTAINERS};
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
 
-/// The one image, and two containers. One of them is not started again by anybody.
-const CONTAINERS: &str = r#"set -e
+/// The engine, with a configuration of its own.
+const ENGINE: &str = r#"set -e
 mkdir -p /etc/docker
 echo '{"labels": ["room=7"]}' >/etc/docker/daemon.json
 rc-service docker restart >/dev/null
 tries=0
 until docker version >/dev/null 2>&1 || [ $tries -gt 60 ]; do tries=$((tries + 1)); sleep 1; done
-mkdir -p /tmp/tiny/bin /tmp/tiny/lib64 /tmp/tiny/lib/x86_64-linux-gnu
-cp /bin/sleep /tmp/tiny/bin/
-cp -L /lib/*/libc.so.6 /tmp/tiny/lib/x86_64-linux-gnu/
-cp -L /lib64/ld-linux-x86-64.so.2 /tmp/tiny/lib64/
-tar -C /tmp/tiny -c . | docker import - tiny >/dev/null
-docker run -d --name once --restart=no tiny /bin/sleep 100000 >/dev/null
-docker run -d --name always --restart=always tiny /bin/sleep 100000 >/dev/null
 "#;
 
 /// The service as Alpine and Gentoo have it takes the place of the package's script.
@@ -74,7 +67,7 @@ fn lab_a_host_with_openrc_is_adopted_and_left_as_it_was() {
     let init = host.sh("ps -o comm= -p 1; rc-status --runlevel; [ ! -d /run/systemd ]");
     assert_eq!(init, "init\ndefault");
     steps.step("its containers run");
-    host.sh(CONTAINERS);
+    host.sh(&format!("{ENGINE}{TWO_CONTAINERS}"));
     for (how, conf, before) in [
         (
             "by the script of Debian's package",

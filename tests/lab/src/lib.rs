@@ -57,6 +57,17 @@ impl Default for Dice {
     }
 }
 
+/// A script for a host with an engine: one image out of what is there, and two containers of it. Of these `once` is not
+/// started again by anybody.
+pub const TWO_CONTAINERS: &str = r#"mkdir -p /tmp/tiny/bin /tmp/tiny/lib64 /tmp/tiny/lib/x86_64-linux-gnu
+cp /bin/sleep /tmp/tiny/bin/
+cp -L /lib/*/libc.so.6 /tmp/tiny/lib/x86_64-linux-gnu/
+cp -L /lib64/ld-linux-x86-64.so.2 /tmp/tiny/lib64/
+tar -C /tmp/tiny -c . | docker import - tiny >/dev/null
+docker run -d --name once --restart=no tiny /bin/sleep 100000 >/dev/null
+docker run -d --name always --restart=always tiny /bin/sleep 100000 >/dev/null
+"#;
+
 /// A JSON text.
 #[track_caller]
 pub fn text(value: &serde_json::Value) -> String {
