@@ -436,17 +436,28 @@ fn nodes_of_a_swarm_are_renewed_one_after_another() {
     let ca = read(&lab, "certs/ca.pem");
     let renewed = lab.forge("regenerate-certs --all --ca -f --json").ok();
     assert_eq!(renewed.summary()["changed"], 4, "{}", renewed.stdout);
-    let ready: Vec<serde_json::Value> = renewed
+    let events: Vec<serde_json::Value> = renewed
         .stdout
         .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
-        .filter(|event| event["outcome"] == "ready in the swarm")
-        .map(|event| event["machine"].clone())
+        .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    assert_eq!(
-        ready,
-        ["default-w1", "default-m2", "default-m3", "default-m1"]
-    );
+    let of = |key: &str, value: &str| -> Vec<&str> {
+        let mut machines: Vec<&str> = events
+            .iter()
+            .filter(|event| {
+                event[key]
+                    .as_str()
+                    .is_some_and(|said| said.starts_with(value))
+            })
+            .map(|event| event["machine"].as_str().expect("a name"))
+            .collect();
+        machines.dedup();
+        machines
+    };
+    let turns = ["default-w1", "default-m2", "default-m3", "default-m1"];
+    assert_eq!(of("outcome", "ready in the swarm"), turns);
+    // A task that takes another's place waits for its end, and is not one that is wished to run until then.
+    assert_eq!(of("step", "draining: "), turns);
     for (name, before) in NODES.iter().zip(before) {
         assert_ne!(served(&lab, name), before, "{name}");
     }
@@ -464,6 +475,41 @@ fn nodes_of_a_swarm_are_renewed_one_after_another() {
         refused.stderr
     );
     lab.forge("regenerate-certs -f default-w1").ok();
+}
+
+#[test]
+fn a_service_whose_tasks_are_all_on_one_node_answers_while_they_move() {
+    let lab = Lab::new();
+    lab.forge("cluster up --managers 1 --workers 1").ok();
+    let replicas = |count: &str| {
+        fs::write(lab.provider.root().join("replicas"), count).expect("written");
+    };
+    let plan = || lab.forge("regenerate-certs --all --dry-run").ok().stdout;
+    let silent = lab.provider.root().join("silent");
+    replicas("2");
+    // The drain of one of two nodes leaves both tasks on the other.
+    lab.forge("regenerate-certs --all -f").ok();
+    assert!(!silent.exists());
+    assert_eq!(
+        plan(),
+        "cluster default, one machine after another:\n  \
+         default-w1 (worker): drained, 2 tasks move to other nodes; its engine restarts; then it is active again\n  \
+         default-m1 (manager): its engine restarts; meanwhile the managers decide nothing\n"
+    );
+    lab.forge("regenerate-certs --all -f").ok();
+    assert!(!silent.exists());
+    assert_eq!(uses(&lab), ["active"; 2]);
+    // Of one alone no other answers.
+    replicas("1");
+    assert!(
+        plan().contains(
+            "drained, 1 task moves to other nodes; 1 service is silent until it runs there; its engine restarts"
+        ),
+        "{}",
+        plan()
+    );
+    lab.forge("regenerate-certs --all -f").ok();
+    assert!(silent.exists(), "the test would notice");
 }
 
 #[test]

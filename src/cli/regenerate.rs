@@ -21,8 +21,9 @@ use super::{Outcome, Session};
 /// Make the TLS certificates of machines anew
 ///
 /// Containers of machines outside a cluster keep running. Those of a cluster are done one after another: workers, managers,
-/// the one that leads last; each is drained first where its tasks have somewhere to go. A machine that is off keeps its
-/// certificate and is listed; the others are done. The same command goes on with what was cut off.
+/// the one that leads last; each is drained first where its tasks have somewhere to go, and the next has its turn when they
+/// run. A machine that is off keeps its certificate and is listed; the others are done. The same command goes on with what
+/// was cut off.
 #[derive(Args)]
 pub struct RegenerateCerts {
     /// The machines [default: default]

@@ -35,6 +35,14 @@ impl Request {
         })
     }
 
+    /// Has something done that needs no words.
+    pub(super) fn order(path: impl Into<String>) -> Self {
+        Self(Question {
+            method: Method::POST,
+            ..Question::get(path)
+        })
+    }
+
     /// Hands `body` over.
     pub(super) fn post(path: impl Into<String>, body: &Value) -> Self {
         Self(Question {

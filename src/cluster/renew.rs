@@ -80,9 +80,10 @@ fn nodes_of(seen: &Seen, wanted: &BTreeSet<String>) -> BTreeMap<String, String> 
         .collect()
 }
 
-/// The tasks that are to run, as a manager lists them.
+/// The tasks that are to run, as a manager lists them: also those that take another's place and wait for its end
+/// (`ready`: SwarmKit, `api/types.proto`, `TaskState`).
 async fn tasks(manager: &dyn Guest) -> Result<Vec<Task>> {
-    let filter = query(r#"{"desired-state":{"running":true}}"#);
+    let filter = query(r#"{"desired-state":{"ready":true,"running":true}}"#);
     let path = format!("/tasks?filters={filter}");
     plan::parse_tasks(&Request::get(path).send(manager).await?)
 }
@@ -353,6 +354,7 @@ impl Work<'_> {
         let on_trouble = move |why: &str| told.progress(&format!("waiting: {why}"));
         swarm::wait(&*manager.guest, &expected, forge.patience, &on_trouble).await?;
         self.put_back(name).await?;
+        self.back(&forge, turn).await?;
         forge.events.finished("ready in the swarm", changed).await;
         Ok(changed)
     }
@@ -364,23 +366,93 @@ impl Work<'_> {
             .events
             .step("draining", "its tasks to run elsewhere", Some(end))
             .await;
+        let mut late = None;
+        for task in &turn.ahead {
+            self.stop_alone(turn, task).await?;
+            let elsewhere = |tasks: &[Task]| {
+                (!plan::runs_elsewhere(tasks, &turn.node, &task.service))
+                    .then(|| "the first of them does not run elsewhere yet".to_owned())
+            };
+            late = self
+                .until(forge, turn, ("draining", end), elsewhere)
+                .await?;
+            if late.is_some() {
+                break;
+            }
+        }
+        if late.is_none() {
+            let (manager, ..) = self.listed(&turn.machine).await?;
+            swarm::set_use(&*manager.guest, &turn.node, Availability::Drain).await?;
+            let left = |tasks: &[Task]| plan::still_there(tasks, &turn.node, &turn.services);
+            late = self.until(forge, turn, ("draining", end), left).await?;
+        }
+        if let Some(why) = &late {
+            let name = &turn.machine;
+            forge
+                .events
+                .warning(format!("the tasks of `{name}` do not move in time ({why}): they start again with its engine"))
+                .await;
+        }
+        Ok(late.is_none())
+    }
+
+    /// A drain stops all tasks of a node at once. So one of a service that has them all here is stopped alone, while the
+    /// node takes no others: the swarm starts another elsewhere.
+    async fn stop_alone(&self, turn: &Turn, task: &Task) -> Result<()> {
         let (manager, ..) = self.listed(&turn.machine).await?;
-        swarm::set_use(&*manager.guest, &turn.node, Availability::Drain).await?;
+        swarm::set_use(&*manager.guest, &turn.node, Availability::Pause).await?;
+        let Some(node) = self.seen.connections.get(&turn.machine) else {
+            return Ok(());
+        };
+        let stop = Request::order(format!("/containers/{}/stop", task.container));
+        match stop.send(&*node.guest).await {
+            // It ended by itself, or takes its time to end.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Timeout) => Ok(()),
+            stopped => stopped.map(|_| ()),
+        }
+    }
+
+    /// Waits for the tasks that its engine took down: the next node may have the others of their services.
+    async fn back(&self, forge: &Forge, turn: &Turn) -> Result<()> {
+        let end = Instant::now() + DRAIN.min(forge.patience);
+        forge
+            .events
+            .step("waiting", "its tasks to run again", Some(end))
+            .await;
+        let missing = |tasks: &[Task]| plan::not_back(tasks, &turn.services);
+        let Some(why) = self.until(forge, turn, ("waiting", end), missing).await? else {
+            return Ok(());
+        };
+        let name = &turn.machine;
+        Err(Error::new(
+            Kind::Timeout,
+            format!("what ran on node `{name}` does not run again"),
+        )
+        .because(why)
+        .hint(format!(
+            "`docker service ps` on a manager tells what keeps it; then `forge {}` for the other nodes",
+            self.job.words().1
+        )))
+    }
+
+    /// Asks the managers until nothing is to be waited for any more; what is, where the time is over.
+    async fn until(
+        &self,
+        forge: &Forge,
+        turn: &Turn,
+        (step, end): (&str, Instant),
+        waits_for: impl Fn(&[Task]) -> Option<String>,
+    ) -> Result<Option<String>> {
         loop {
             let (.., tasks) = self.listed(&turn.machine).await?;
-            let Some(why) = plan::still_there(&tasks, &turn.node, &turn.services) else {
-                return Ok(true);
+            let Some(why) = waits_for(&tasks) else {
+                return Ok(None);
             };
             interrupt::check()?;
             if Instant::now() >= end {
-                let name = &turn.machine;
-                forge
-                    .events
-                    .warning(format!("the tasks of `{name}` do not move in time ({why}): they start again with its engine"))
-                    .await;
-                return Ok(false);
+                return Ok(Some(why));
             }
-            forge.events.progress(&format!("draining: {why}"));
+            forge.events.progress(&format!("{step}: {why}"));
             sleep(PAUSE).await;
         }
     }

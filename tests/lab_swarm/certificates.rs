@@ -224,43 +224,31 @@ pub fn together(steps: &mut Steps, store: &Store, beside: &str, port: &str) {
     is_over(store, NODES[1]);
     steps.step("all certificates and the CA, by one command, while the service is asked");
     let ca = fs::read(store.home().join("certs/ca.pem")).expect("a CA");
-    eprintln!("{}", store.ok(&["regenerate-certs", "--all", "--dry-run"]));
-    let over = AtomicBool::new(false);
-    let answers = Mutex::new(vec![Instant::now()]);
-    thread::scope(|scope| {
-        for node in &nodes {
-            scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    if asked(*node) {
-                        answers.lock().expect("the list").push(Instant::now());
-                    }
-                    thread::sleep(Duration::from_millis(200));
-                }
-            });
-        }
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            store.ok(&["regenerate-certs", "--all", "-f"])
-        }));
-        over.store(true, Ordering::SeqCst);
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    answers_while(store, &nodes, &["regenerate-certs", "--all"]);
+    steps.step("one node that has both of its tasks");
+    let node = |command: &str| {
+        store.ssh(
+            NODES[0],
+            &format!("docker node update --availability {command}"),
+        )
+    };
+    let (kept, others) = NODES.split_last().expect("nodes");
+    for other in others {
+        node(&format!("drain {other}"));
+    }
+    wait("both tasks run there", Duration::from_secs(120), || {
+        let line =
+            "docker service ps -f desired-state=running --format '{{.Node}} {{.CurrentState}}' web";
+        let listed = store.ssh(NODES[0], line);
+        let there = format!("{kept} Running");
+        (listed.lines().count() == 2 && listed.lines().all(|line| line.starts_with(&there)))
+            .then_some(())
+            .ok_or(listed)
     });
-    let mut answers = answers.into_inner().expect("the list");
-    answers.sort();
-    let (silence, from) = answers
-        .windows(2)
-        .map(|pair| (pair[1].duration_since(pair[0]), pair[0]))
-        .max()
-        .expect("answers");
-    let began = from.duration_since(answers[0]);
-    eprintln!(
-        "{} answers, never longer than {:.1} s apart",
-        answers.len(),
-        silence.as_secs_f64()
-    );
-    assert!(
-        silence < Duration::from_secs(10),
-        "silent for {silence:?}, {began:?} after the command began"
-    );
+    for other in others {
+        node(&format!("active {other}"));
+    }
+    answers_while(store, &nodes, &["regenerate-certs", kept]);
     steps.step("all of them let in, and nothing else has changed");
     assert_ne!(
         fs::read(store.home().join("certs/ca.pem")).expect("a CA"),
@@ -286,6 +274,58 @@ pub fn together(steps: &mut Steps, store: &Store, beside: &str, port: &str) {
         "docker node ls --format '{{.Availability}} {{.Status}}'",
     );
     assert_eq!(uses, "Active Ready\nActive Ready\nActive Ready");
+}
+
+/// The service answers, whichever node is asked, while certificates are made anew.
+fn answers_while(store: &Store, nodes: &[SocketAddr], words: &[&str]) {
+    eprintln!("{}", store.ok(&[words, &["--dry-run"]].concat()));
+    let over = AtomicBool::new(false);
+    let answers = Mutex::new(vec![Instant::now()]);
+    thread::scope(|scope| {
+        for node in nodes {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    if asked(*node) {
+                        answers.lock().expect("the list").push(Instant::now());
+                    }
+                    thread::sleep(Duration::from_millis(200));
+                }
+            });
+        }
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            store.ok(&[words, &["-f"]].concat())
+        }));
+        over.store(true, Ordering::SeqCst);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    let mut answers = answers.into_inner().expect("the list");
+    answers.push(Instant::now());
+    answers.sort();
+    let (silence, from) = answers
+        .windows(2)
+        .map(|pair| (pair[1].duration_since(pair[0]), pair[0]))
+        .max()
+        .expect("answers");
+    let began = from.duration_since(answers[0]);
+    eprintln!(
+        "{} answers, never longer than {:.1} s apart",
+        answers.len(),
+        silence.as_secs_f64()
+    );
+    assert!(
+        silence < Duration::from_secs(10),
+        "silent for {silence:?}, {began:?} after the command began; its tasks:\n{}",
+        tasks(store)
+    );
+}
+
+/// The service's tasks, with when each came to where it is.
+fn tasks(store: &Store) -> String {
+    store.ssh(
+        NODES[0],
+        "date -u; docker inspect -f '{{.CreatedAt}} {{.NodeID}} {{.DesiredState}} {{.Status.State}} {{.Status.Timestamp}} \
+         {{.Status.Err}}' $(docker service ps -q web); docker node ls",
+    )
 }
 
 /// Whether the service answers there.

@@ -23,6 +23,10 @@ pub struct Task {
     pub running: bool,
     /// Where it may run.
     pub constraints: Vec<String>,
+    /// Its container; empty while it has none.
+    pub container: String,
+    /// Another takes its place whenever it ends, however often (`RestartPolicy`).
+    pub replaced: bool,
 }
 
 #[derive(Deserialize)]
@@ -44,18 +48,42 @@ struct Entry {
 #[serde(rename_all = "PascalCase", default)]
 struct Status {
     state: String,
+    container_status: Option<ContainerStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ContainerStatus {
+    #[serde(rename = "ContainerID")]
+    container: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Spec {
     placement: Option<Placement>,
+    restart_policy: RestartPolicy,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Placement {
     constraints: Option<Vec<String>>,
+}
+
+/// What is left out counts as the engine says: always, without a limit.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RestartPolicy {
+    condition: Option<String>,
+    max_attempts: Option<u64>,
+}
+
+impl RestartPolicy {
+    fn always(&self) -> bool {
+        self.condition.as_deref().is_none_or(|word| word == "any")
+            && self.max_attempts.unwrap_or_default() == 0
+    }
 }
 
 /// Reads the engine's answer to `GET /tasks`.
@@ -75,6 +103,12 @@ pub fn parse_tasks(text: &str) -> Result<Vec<Task>> {
         node: entry.node,
         replicated: entry.slot > 0,
         running: entry.status.state == "running",
+        container: entry
+            .status
+            .container_status
+            .map(|status| status.container)
+            .unwrap_or_default(),
+        replaced: entry.spec.restart_policy.always(),
         constraints: entry
             .spec
             .placement
@@ -103,9 +137,24 @@ pub struct Turn {
     pub stops: usize,
     /// While its engine restarts the managers decide nothing; services go on.
     pub no_quorum: bool,
-    /// The services whose tasks move.
+    /// So many services have all that runs of them here, and are silent until it runs elsewhere.
+    pub silent: usize,
+    /// The services that have tasks here, by id.
     #[serde(skip)]
-    pub services: Vec<String>,
+    pub services: BTreeMap<String, Share>,
+    /// Of each service that has several tasks here and none that runs elsewhere, one that goes ahead, so that the service
+    /// answers when the others move.
+    #[serde(skip)]
+    pub ahead: Vec<Task>,
+}
+
+/// What runs of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// So many of its tasks run, here and elsewhere.
+    pub running: usize,
+    /// Its tasks move when the node is drained.
+    pub moves: bool,
 }
 
 impl fmt::Display for Turn {
@@ -123,6 +172,11 @@ impl fmt::Display for Turn {
                     count => format!("{count} tasks move"),
                 }
             ));
+        }
+        match self.silent {
+            0 => {}
+            1 => parts.push("1 service is silent until it runs there".to_owned()),
+            count => parts.push(format!("{count} services are silent until they run there")),
         }
         parts.push(match self.stops {
             0 => "its engine restarts".to_owned(),
@@ -193,9 +247,33 @@ fn turn(nodes: &[Node], tasks: &[Task], node: &Node, machine: &str) -> Result<Tu
     let (moving, staying): (Vec<&Task>, Vec<&Task>) =
         own.partition(|task| has_elsewhere(nodes, node, task));
     let drain = !moving.is_empty() && node.availability != Availability::Drain;
-    let mut services: Vec<String> = moving.iter().map(|task| task.service.clone()).collect();
-    services.sort();
-    services.dedup();
+    let mut services = BTreeMap::new();
+    for (task, moves) in staying
+        .iter()
+        .map(|task| (task, false))
+        .chain(moving.iter().map(|task| (task, true)))
+    {
+        let of = |other: &&Task| other.service == task.service && other.running;
+        let running = tasks.iter().filter(of).count();
+        services.insert(task.service.clone(), Share { running, moves });
+    }
+    let mut ahead = Vec::new();
+    let mut silent = 0;
+    for service in services.iter().filter(|(_, share)| drain && share.moves) {
+        let here: Vec<&Task> = moving
+            .iter()
+            .copied()
+            .filter(|task| task.service == *service.0 && task.running)
+            .collect();
+        if here.is_empty() || here.len() < service.1.running {
+            continue;
+        }
+        let goes = |task: &&&Task| task.replaced && !task.container.is_empty();
+        match here.iter().find(goes).filter(|_| here.len() > 1) {
+            Some(task) => ahead.push(Task::clone(task)),
+            None => silent += 1,
+        }
+    }
     Ok(Turn {
         machine: machine.to_owned(),
         node: node.id.clone(),
@@ -209,7 +287,9 @@ fn turn(nodes: &[Node], tasks: &[Task], node: &Node, machine: &str) -> Result<Tu
         moves: if drain { moving.len() } else { 0 },
         stops: staying.len(),
         no_quorum,
+        silent,
         services,
+        ahead,
     })
 }
 
@@ -275,20 +355,51 @@ fn allows(wish: &str, node: &Node) -> bool {
     (is.eq_ignore_ascii_case(value.trim())) == equal
 }
 
-/// Why the tasks that are to leave the node have not left it, in words; `None` when they all run elsewhere.
-pub fn still_there(tasks: &[Task], node: &str, services: &[String]) -> Option<String> {
-    let of = |task: &&Task| services.contains(&task.service) && task.replicated;
+/// Whether a task of this service runs on another node.
+pub fn runs_elsewhere(tasks: &[Task], node: &str, service: &str) -> bool {
+    tasks
+        .iter()
+        .any(|task| task.service == service && task.running && task.node != node)
+}
+
+/// Why the tasks that are to leave the node have not left it, in words; `None` when as many run elsewhere as ran before.
+pub fn still_there(
+    tasks: &[Task],
+    node: &str,
+    services: &BTreeMap<String, Share>,
+) -> Option<String> {
+    let moves = |service: &str| services.get(service).is_some_and(|share| share.moves);
     let here = tasks
         .iter()
-        .filter(of)
-        .filter(|task| task.node == node)
+        .filter(|task| task.replicated && task.node == node && moves(&task.service))
         .count();
-    let waiting = tasks.iter().filter(of).filter(|task| !task.running).count();
-    match (here, waiting) {
+    let missing: usize = services
+        .iter()
+        .filter(|(_, share)| share.moves)
+        .map(|(service, share)| missing(tasks, service, *share))
+        .sum();
+    match (here, missing) {
         (0, 0) => None,
-        (0, waiting) => Some(format!("{waiting} of its tasks do not run elsewhere yet")),
+        (0, missing) => Some(format!("{missing} of its tasks do not run elsewhere yet")),
         (here, _) => Some(format!("{here} of its tasks are still there")),
     }
+}
+
+/// Why the services that had tasks on a node are not what they were, in words; `None` when as many of their tasks run.
+pub fn not_back(tasks: &[Task], services: &BTreeMap<String, Share>) -> Option<String> {
+    let missing: usize = services
+        .iter()
+        .map(|(service, share)| missing(tasks, service, *share))
+        .sum();
+    (missing > 0).then(|| format!("{missing} of its tasks do not run again yet"))
+}
+
+/// How many tasks of the service ran before and do not now. One that is wished no longer, and one that did not run before
+/// either, is not waited for.
+fn missing(tasks: &[Task], service: &str, before: Share) -> usize {
+    let own = || tasks.iter().filter(|task| task.service == service);
+    let running = own().filter(|task| task.running).count();
+    before.running.min(own().count()).saturating_sub(running)
 }
 
 #[cfg(test)]

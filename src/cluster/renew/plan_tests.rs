@@ -21,7 +21,21 @@ fn task(service: &str, node: &str) -> Task {
         replicated: true,
         running: true,
         constraints: Vec::new(),
+        container: format!("{service}-on-{node}"),
+        replaced: true,
     }
+}
+
+/// So many tasks of each service run, and move.
+fn shares(services: &[(&str, usize)]) -> BTreeMap<String, Share> {
+    let share = |running| Share {
+        running,
+        moves: true,
+    };
+    services
+        .iter()
+        .map(|(service, running)| ((*service).to_owned(), share(*running)))
+        .collect()
 }
 
 fn all(nodes: &[Node]) -> BTreeMap<String, String> {
@@ -144,8 +158,8 @@ fn the_quorum_is_checked() {
 }
 
 #[test]
-fn a_drain_is_over_when_all_runs_elsewhere() {
-    let services = ["web".to_owned()];
+fn a_drain_is_over_when_as_many_run_elsewhere() {
+    let services = shares(&[("web", 1)]);
     let wait = |tasks: &[Task]| still_there(tasks, "id-w1", &services);
     assert_eq!(wait(&[task("web", "w2"), task("db", "w1")]), None);
     assert_eq!(
@@ -155,23 +169,92 @@ fn a_drain_is_over_when_all_runs_elsewhere() {
     let mut starting = task("web", "w2");
     starting.running = false;
     assert_eq!(
-        wait(&[starting]).expect("one"),
+        wait(&[starting.clone()]).expect("one"),
         "1 of its tasks do not run elsewhere yet"
+    );
+    // One that did not run before either is not waited for, nor one that is wished no longer.
+    assert_eq!(wait(&[starting, task("web", "w2")]), None);
+    assert_eq!(wait(&[]), None);
+}
+
+#[test]
+fn what_an_engine_took_down_is_waited_for() {
+    let mut services = shares(&[("agent", 3), ("web", 2)]);
+    services.get_mut("agent").expect("there").moves = false;
+    let mut tasks = vec![
+        task("agent", "w1"),
+        task("agent", "w2"),
+        task("agent", "m1"),
+        task("web", "m1"),
+        task("web", "m2"),
+    ];
+    assert_eq!(not_back(&tasks, &services), None);
+    tasks[0].running = false;
+    assert_eq!(
+        not_back(&tasks, &services).expect("one"),
+        "1 of its tasks do not run again yet"
+    );
+    // The drain is over all the same: it is not one that moves.
+    assert_eq!(still_there(&tasks, "id-w1", &services), None);
+    tasks[0].running = true;
+    tasks.pop();
+    assert_eq!(not_back(&tasks, &services), None, "scaled down meanwhile");
+}
+
+#[test]
+fn one_of_several_goes_ahead_where_none_runs_elsewhere() {
+    let nodes = five();
+    let turn = |tasks: &[Task]| {
+        let wanted = BTreeMap::from([("id-w1".to_owned(), "w1".to_owned())]);
+        plan(&nodes, tasks, &wanted).expect("a plan").remove(0)
+    };
+    let both = [task("web", "w1"), task("web", "w1")];
+    let first = turn(&both);
+    assert_eq!(first.ahead, both[..1]);
+    assert_eq!(first.silent, 0);
+    // Another that only starts answers nobody.
+    let mut starting = task("web", "w2");
+    starting.running = false;
+    let tasks = [both[0].clone(), both[1].clone(), starting.clone()];
+    assert_eq!(turn(&tasks).ahead.len(), 1);
+    starting.running = true;
+    let tasks = [both[0].clone(), both[1].clone(), starting];
+    assert_eq!(turn(&tasks).ahead, []);
+    // Stopped alone, some would not be started again.
+    let mut once = both.clone();
+    for task in &mut once {
+        task.replaced = false;
+    }
+    let silent = turn(&once);
+    assert_eq!((silent.ahead.len(), silent.silent), (0, 1));
+    let single = turn(&both[..1]);
+    assert_eq!((single.ahead.len(), single.silent), (0, 1));
+    assert_eq!(
+        single.to_string(),
+        "w1 (worker): drained, 1 task moves to other nodes; 1 service is silent until it runs there; its engine restarts; then it is active again"
     );
 }
 
 #[test]
 fn tasks_are_read_as_the_engine_lists_them() {
     let tasks = parse_tasks(
-        r#"[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","DesiredState":"running","Status":{"State":"running"},
-             "Spec":{"Placement":{"Constraints":["node.role==worker"]}}},
-            {"ID":"t2","ServiceID":"s2","NodeID":"n1","Status":{"State":"preparing"},"Spec":{"Placement":{}}},
-            {"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"pending","Err":"no suitable node"}}]"#,
+        r#"[{"ID":"t1","ServiceID":"s1","Slot":2,"NodeID":"n1","DesiredState":"running",
+             "Status":{"State":"running","ContainerStatus":{"ContainerID":"c1"}},
+             "Spec":{"Placement":{"Constraints":["node.role==worker"]},"RestartPolicy":{"Condition":"any","MaxAttempts":0}}},
+            {"ID":"t2","ServiceID":"s2","NodeID":"n1","Status":{"State":"preparing"},
+             "Spec":{"Placement":{},"RestartPolicy":{"Condition":"on-failure"}}},
+            {"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"pending","Err":"no suitable node"},
+             "Spec":{"RestartPolicy":{"MaxAttempts":3}}}]"#,
     )
     .expect("read");
     assert_eq!(tasks.len(), 3);
     assert!(tasks[0].replicated && tasks[0].running && !tasks[1].replicated);
     assert_eq!(tasks[0].constraints, ["node.role==worker"]);
+    assert_eq!(tasks[0].container, "c1");
+    assert_eq!(
+        tasks.iter().map(|task| task.replaced).collect::<Vec<_>>(),
+        [true, false, false]
+    );
     assert_eq!((tasks[2].node.as_str(), tasks[2].running), ("", false));
     assert_eq!(
         parse_tasks("{}").expect_err("no list").kind(),

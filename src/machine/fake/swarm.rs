@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use forge_driver::fake::Provider;
 use forge_driver::{Context, Error, Kind, Result, atomic};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -165,6 +165,7 @@ impl Engine {
                 return Ok(removed(&images.join(name)));
             }
             ("GET", ["containers", "json"]) => return Ok((200, "[]".to_owned())),
+            ("POST", ["containers", container, "stop"]) => return self.stop(container),
             _ => {}
         }
         let Some(member) = Member::of(&self.root).filter(|member| member.role == "manager") else {
@@ -205,7 +206,7 @@ impl Engine {
                 write(&services.join(name), "")?;
                 (201, json!({"ID": name}).to_string())
             }
-            ("GET", ["tasks"]) => (200, self.tasks(&member.cluster)?.to_string()),
+            ("GET", ["tasks"]) => (200, self.tasks(&member.cluster, query)?.to_string()),
             ("GET", ["services"]) => (200, listed(&services, "ID", "")),
             ("GET", ["services", name]) if services.join(name).exists() => {
                 let ports = json!({"Endpoint": {"Ports": [{"PublishedPort": PUBLISHED}]}});
@@ -268,28 +269,109 @@ impl Engine {
     }
 }
 
+/// A task of the service that the provider's file `replicas` counts, as the file `tasks` keeps it.
+#[derive(Deserialize, Serialize)]
+struct Slot {
+    node: String,
+    /// So many times it is listed before it runs: one that takes another's place waits for its end (`ready`), then starts.
+    starts: u8,
+}
+
 impl Engine {
-    /// `[Task]`: as many as the provider's file `replicas` says, in turn on the nodes that take tasks.
-    fn tasks(&self, cluster: &str) -> Result<Value> {
+    /// Where the tasks are now: one whose node is drained, lost, or was told to stop it, goes where there are fewest.
+    fn slots(&self, cluster: &str, stopped: Option<usize>) -> Result<Vec<Slot>> {
         let count = fs::read_to_string(self.provider.root().join("replicas")).unwrap_or_default();
         let count: usize = count.trim().parse().unwrap_or_default();
         let nodes = self.nodes(cluster)?;
-        let active: Vec<&Value> = nodes
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|node| {
-                node["Spec"]["Availability"] == "active" && node["Status"]["State"] == "ready"
-            })
-            .collect();
-        let task = |slot: usize| {
-            let node = active.get(slot % active.len().max(1));
-            json!({
-                "ServiceID": "web", "Slot": slot + 1, "NodeID": node.map(|node| &node["ID"]),
-                "Status": {"State": if node.is_some() { "running" } else { "pending" }}, "Spec": {},
-            })
+        let like = |wanted: &[&str]| -> Vec<String> {
+            nodes
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|node| node["Status"]["State"] == "ready")
+                .filter(|node| {
+                    wanted.contains(&node["Spec"]["Availability"].as_str().unwrap_or(""))
+                })
+                .filter_map(|node| Some(node["ID"].as_str()?.to_owned()))
+                .collect()
         };
-        Ok(Value::Array((0..count).map(task).collect()))
+        let (keep, take) = (like(&["active", "pause"]), like(&["active"]));
+        let kept = fs::read(self.provider.root().join("tasks")).unwrap_or_default();
+        let fresh = kept.is_empty();
+        let mut slots: Vec<Slot> = serde_json::from_slice(&kept).unwrap_or_default();
+        slots.truncate(count);
+        for at in 0..count {
+            if slots.get(at).is_some_and(|slot| keep.contains(&slot.node)) && stopped != Some(at) {
+                continue;
+            }
+            let load = |node: &&String| {
+                let there = slots.iter().enumerate().filter(|(other, _)| *other != at);
+                there.filter(|(_, slot)| slot.node == **node).count()
+            };
+            let slot = Slot {
+                node: take.iter().min_by_key(load).cloned().unwrap_or_default(),
+                starts: if fresh { 0 } else { 2 },
+            };
+            match slots.get_mut(at) {
+                Some(own) => *own = slot,
+                None => slots.push(slot),
+            }
+        }
+        Ok(slots)
+    }
+
+    fn keep(&self, slots: &[Slot]) -> Result<()> {
+        write(
+            &self.provider.root().join("tasks"),
+            &json!(slots).to_string(),
+        )
+    }
+
+    /// `[Task]`, of those states that are asked for.
+    fn tasks(&self, cluster: &str, query: &str) -> Result<Value> {
+        let mut slots = self.slots(cluster, None)?;
+        let mut listed = Vec::new();
+        if !slots.is_empty() && slots.iter().all(|slot| slot.starts > 0) {
+            // Nobody answers who asks the service now.
+            write(&self.provider.root().join("silent"), "")?;
+        }
+        for (at, slot) in slots.iter_mut().enumerate() {
+            let state = match slot.starts {
+                _ if slot.node.is_empty() => "pending",
+                0 => "running",
+                _ => "preparing",
+            };
+            let desired = if slot.starts > 1 { "ready" } else { "running" };
+            slot.starts = slot.starts.saturating_sub(1);
+            if query.contains(desired) {
+                listed.push(json!({
+                    "ServiceID": "web", "Slot": at + 1, "NodeID": slot.node, "DesiredState": desired,
+                    "Status": {"State": state, "ContainerStatus": {"ContainerID": format!("web-{at}")}}, "Spec": {},
+                }));
+            }
+        }
+        self.keep(&slots)?;
+        Ok(Value::Array(listed))
+    }
+
+    /// Ends a task's container, which runs here.
+    fn stop(&self, container: &str) -> Result<(u16, String)> {
+        let slot = container
+            .strip_prefix("web-")
+            .and_then(|at| at.parse().ok());
+        let member = Member::of(&self.root);
+        let (Some(slot), Some(member)) = (slot, member) else {
+            return Ok(refused(404, "there is no such container"));
+        };
+        let slots = self.slots(&member.cluster, None)?;
+        if slots
+            .get(slot)
+            .is_none_or(|slot: &Slot| slot.node != member.node)
+        {
+            return Ok(refused(404, "there is no such container"));
+        }
+        self.keep(&self.slots(&member.cluster, Some(slot))?)?;
+        Ok((204, String::new()))
     }
 }
 
