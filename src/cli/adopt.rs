@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{ArgMatches, FromArgMatches};
 use forge::engine_options::EngineOptions;
 use forge::machine::access::Connection;
-use forge::machine::adopt::{self, Adopting, Met, Plan, Root, Route, Said};
+use forge::machine::adopt::{self, Adopting, Glance, Met, Plan, Root, Route, Said};
 use forge::machine::create::{self, Wish};
 use forge::machine::{Adopted, Forge, Record, SSH_KEY, SshAccess, Stage};
 use forge::remote::{Guest, WithPassword};
@@ -183,19 +183,24 @@ async fn adopt(
     })?;
     let mut password = None;
     let mut connection = None;
+    let mut glance = None;
     if let Some(met) = met {
-        let root = adopt::root(&*met.guest, session.patience()).await?;
-        let asks = root == Root::Password;
         let mut guest: Arc<dyn Guest> = met.guest.clone();
-        if asks {
-            let secret = sudo(session, name, &options).await?;
-            guest =
-                Arc::new(WithPassword::checked(guest, secret.clone(), session.patience()).await?);
-            password = Some(secret);
-        }
         let (port, user) = (route.config.engine_port, route.config.ssh_user.as_deref());
         let looking = session.passing()?;
-        let (found, facts) = adopt::look(&looking.forge, &*guest, port).await?;
+        let (found, facts) = match adopt::look(&looking.forge, &*guest, port).await {
+            Ok(looked) => looked,
+            Err(error) => match adopt::root(&*guest, session.patience()).await? {
+                Root::Free => return Err(error),
+                Root::Password => {
+                    let secret = sudo(session, name, &options).await?;
+                    let checked = WithPassword::checked(guest, secret.clone(), session.patience());
+                    guest = Arc::new(checked.await?);
+                    password = Some(secret);
+                    adopt::look(&looking.forge, &*guest, port).await?
+                }
+            },
+        };
         let plan = Plan::of(
             (&found, &facts),
             ours,
@@ -211,11 +216,13 @@ async fn adopt(
             guest,
             host_key: met.guest.host_key().to_owned(),
         });
-        wish.adopting = Some(adopting(&route, met, asks));
+        wish.adopting = Some(adopting(&route, met, password.is_some()));
         // Its other name here is told before anything is asked.
         if let Some(store) = session.existing()? {
             adopt::only_once(&store, &wish)?;
         }
+        let waits = (plan.of_others || plan.takes_over) && !manner.yes;
+        glance = Some(Glance::of(found, &facts)).filter(|_| !waits);
         if plan.of_others && !manner.yes {
             confirm(&format!(
                 "Take `{}` from the other store of forge's that has adopted it?",
@@ -243,7 +250,7 @@ async fn adopt(
     };
     let (mut forge, drawing) = session.worker("create")?;
     forge.sudo = Arc::new(passwords);
-    let done = bring_up(&forge, &wish, connection).await;
+    let done = bring_up(&forge, &wish, connection, glance).await;
     drawing.finish(forge).await;
     done.map(Some)
 }
@@ -268,11 +275,12 @@ async fn bring_up(
     forge: &Forge,
     wish: &Wish,
     connection: Option<Connection>,
+    glance: Option<Glance>,
 ) -> Result<Result<usize>> {
     let names = [wish.name.clone()];
     let _locks = acquire_machines(&forge.store, &names, forge.patience, &forge.events).await?;
     let record = create::claim(forge, wish).await?;
-    let up = create::bring_up(&forge.of(&wish.name), record, connection, &[]).await;
+    let up = adopt::bring_up(&forge.of(&wish.name), record, connection, glance).await;
     Ok(up.map(|up| up.changed))
 }
 

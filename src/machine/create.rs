@@ -420,7 +420,7 @@ async fn climb(
 ) -> Result<Up> {
     let driver = forge.driver(&record)?;
     if driver.wants().adopts {
-        return adopt::climb(forge, record, &*driver, connection).await;
+        return adopt::climb(forge, record, &*driver, connection, None).await;
     }
     let mut changed = 0;
     loop {

@@ -42,10 +42,20 @@ pub async fn look(forge: &Forge, guest: &dyn Guest, wished: &EngineOptions) -> R
 
 /// What is found of the engine, once there is one: it is installed where there is none.
 ///
+/// `found` is what was found a moment ago.
+///
 /// # Errors
 /// As [`look`]; when no engine can be installed on this distribution.
-pub async fn there(forge: &Forge, record: &Record, guest: &dyn Guest) -> Result<Found> {
-    let found = look(forge, guest, &record.engine).await?;
+pub async fn there(
+    forge: &Forge,
+    record: &Record,
+    guest: &dyn Guest,
+    found: Option<Found>,
+) -> Result<Found> {
+    let found = match found {
+        Some(found) => found,
+        None => look(forge, guest, &record.engine).await?,
+    };
     if found.engine.is_some() {
         return Ok(found);
     }

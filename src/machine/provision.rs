@@ -7,8 +7,9 @@ use forge_driver::Result;
 use tokio::time::Instant;
 
 use super::access::Connection;
+use super::adopt::{self, Glance};
 use super::renew::{self, Papers};
-use super::{Forge, Record, Stage, Tls, adopt, tls};
+use super::{Forge, Record, Stage, Tls, tls};
 use crate::ca::{self, Authority};
 use crate::context;
 use crate::engine::settings::Settings;
@@ -46,7 +47,20 @@ pub async fn apply(
     open: &Connection,
     peers: &[IpAddr],
 ) -> Result<Provisioned> {
-    apply_with(forge, record, open, peers, false).await
+    apply_with(forge, record, open, peers, None, false).await
+}
+
+/// The same on a host that forge did not make; it is not looked at again where `glance` tells what is there.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn apply_to(
+    forge: &Forge,
+    record: Record,
+    open: &Connection,
+    glance: Option<Glance>,
+) -> Result<Provisioned> {
+    apply_with(forge, record, open, &[], glance, false).await
 }
 
 /// The same, with a restart of the engine in any case.
@@ -59,7 +73,7 @@ pub async fn restart(
     open: &Connection,
     peers: &[IpAddr],
 ) -> Result<Provisioned> {
-    apply_with(forge, record, open, peers, true).await
+    apply_with(forge, record, open, peers, None, true).await
 }
 
 async fn apply_with(
@@ -67,6 +81,7 @@ async fn apply_with(
     record: Record,
     open: &Connection,
     peers: &[IpAddr],
+    glance: Option<Glance>,
     restart: bool,
 ) -> Result<Provisioned> {
     let authority = ca::ensure(&forge.store, forge.patience, &forge.events).await?;
@@ -87,9 +102,16 @@ async fn apply_with(
             Some(start + forge.patience),
         )
         .await;
-    let found = super::engine::there(forge, &record, &*open.guest).await?;
+    let asked = glance.is_some();
+    let (known, idle) = glance.map_or((None, false), |glance| (Some(glance.found), glance.idle));
+    let found = super::engine::there(forge, &record, &*open.guest, known).await?;
     let settings = super::engine::settings(forge, &record, &found)?;
-    let job = job(forge, &record, &settings, &papers, peers, restart)?;
+    let how = How {
+        asked,
+        idle,
+        restart,
+    };
+    let job = job(forge, &record, &settings, &papers, peers, how)?;
     let events = forge.events.clone();
     let report = playbook::run(
         &*open.guest,
@@ -231,6 +253,16 @@ pub(super) async fn follow(forge: &Forge, record: &Record) {
     }
 }
 
+/// What a script takes for granted, and what it does in any case.
+struct How {
+    /// The engine of a host of others has answered a moment ago.
+    asked: bool,
+    /// Nothing ran in it then.
+    idle: bool,
+    /// The engine restarts.
+    restart: bool,
+}
+
 /// Everything that a container host of forge's is, as one script.
 fn job(
     forge: &Forge,
@@ -238,7 +270,7 @@ fn job(
     settings: &Settings,
     papers: &Papers,
     peers: &[IpAddr],
-    restart: bool,
+    how: How,
 ) -> Result<playbook::Job> {
     let mut others: Vec<String> = peers
         .iter()
@@ -262,11 +294,13 @@ fn job(
     let user = ours.then_some(record.ssh.user.as_str());
     let mut docker_vars = super::engine::vars(settings, &papers.client.ca, &papers.server, user);
     if !ours {
-        docker_vars = docker_vars.with("former", adopt::FORMER);
+        docker_vars = docker_vars
+            .with("former", adopt::FORMER)
+            .with("idle", how.idle);
     }
     let secrets = super::engine::secrets(&papers.server_key);
     let keep = playbook::load(&forge.assets, "adopt/keep")?;
-    let keep_vars = adopt::keeping(record, settings);
+    let keep_vars = adopt::keeping(record, settings, how.asked);
     let due = playbook::load(&forge.assets, "engine/restart")?;
     // Kernel and firewall of a host that forge did not make are its owner's.
     let mut books = if ours {
@@ -274,7 +308,7 @@ fn job(
     } else {
         vec![(&keep, &keep_vars)]
     };
-    if restart {
+    if how.restart {
         books.push((&due, &nothing));
     }
     books.push((&docker, &docker_vars));

@@ -63,9 +63,10 @@ service_free() {
 service_restart() {
   if by_systemd; then
     [ ! -e "$forge_run/forge.$1.held" ] || service_free "$1"
-    # After several failed starts systemd refuses further ones.
-    systemctl reset-failed "$1.service" "$1.socket" 2>/dev/null || :
-    timeout 300 systemctl restart "$1.service"
+    timeout 300 systemctl restart "$1.service" && return
+    # After several starts in a row systemd refuses further ones.
+    [ "$(systemctl show -p Result --value "$1.service")" = start-limit-hit ] &&
+      systemctl reset-failed "$1.service" "$1.socket" && timeout 300 systemctl restart "$1.service"
   else
     timeout 300 rc-service "$1" restart
   fi
@@ -120,18 +121,18 @@ apt_get() {
     sleep 2
   done
 }
-# Whether it has live-restore, its state in a swarm, how many containers run and pause. Some versions of the client say
-# nothing of that, and are content, where nobody answers.
+# Whether it has live-restore, its state in a swarm, how many containers run and pause; then what else is asked for. Some
+# versions of the client say nothing of that, and are content, where nobody answers.
 engine_state() {
   forge_info=$(timeout 20 docker -H unix:///var/run/docker.sock info -f \
-    '{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}' 2>/dev/null) || return
-  case $forge_info in *'  '*) return 1 ;; esac
+    "{{.LiveRestoreEnabled}} {{.Swarm.LocalNodeState}} {{.ContainersRunning}}{{.ContainersPaused}}${1-}" 2>/dev/null) || return
+  case ${forge_info%%"$forge_nl"*} in *'  '*) return 1 ;; esac
   printf '%s\n' "$forge_info"
 }
 # The same, once an engine that has just started answers; one that hangs is not asked again.
 engine_says() {
   forge_tries=0
-  until forge_said=$(engine_state); do
+  until forge_said=$(engine_state "${1-}"); do
     [ $? = 1 ] || return 1
     forge_tries=$((forge_tries + 1))
     [ "$forge_tries" -lt 10 ] || return 1

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use forge_driver::{Driver, Error, Instance, Kind, Result, locate};
 
 pub use meet::{Ask, Met, Route, meet};
-pub use plan::{Facts, Plan, look};
+pub use plan::{Facts, Glance, Plan, look};
 pub use restart::restart;
 pub use settle::{ROOT, Said};
 
@@ -88,13 +88,33 @@ pub fn only_once(store: &Store, wish: &Wish) -> Result<()> {
     Ok(())
 }
 
+/// Brings up a host that its user has just entered, by `user`'s connection. `glance` is what a [`look`] at it came to, where
+/// nothing has been waited for since. The caller holds the machine's lock.
+///
+/// # Errors
+/// As [`create::bring_up`](super::create::bring_up).
+pub async fn bring_up(
+    forge: &Forge,
+    record: Record,
+    user: Option<Connection>,
+    glance: Option<Glance>,
+) -> Result<Up> {
+    let name = record.name.clone();
+    access::enterable(&record)?;
+    let driver = forge.driver(&record)?;
+    climb(forge, record, &*driver, user, glance)
+        .await
+        .map_err(|error| error.context(format!("failed to bring up machine `{name}`")))
+}
+
 /// Takes an adopted host from whatever stage it is at to one with an engine that answers over TLS. `open` is the
-/// connection of its user at the first time.
+/// connection of its user at the first time, `glance` what was found there a moment ago.
 pub(super) async fn climb(
     forge: &Forge,
     mut record: Record,
     driver: &dyn Driver,
     mut open: Option<Connection>,
+    glance: Option<Glance>,
 ) -> Result<Up> {
     let mut changed = 0;
     if record.stage == Stage::Claimed {
@@ -133,7 +153,7 @@ pub(super) async fn climb(
             access::open(&*forge.access(&record)?, &record, forge.patience).await?
         }
     };
-    let done = provision::apply(forge, record, &connection, &[]).await?;
+    let done = provision::apply_to(forge, record, &connection, glance).await?;
     Ok(Up {
         record: done.record,
         connection,
@@ -273,8 +293,10 @@ async fn let_in_before(record: &Record) -> bool {
 pub(super) const FORMER: &str = "/var/lib/forge/former";
 
 /// The variables of the playbook `adopt/keep`. Whoever adopts a host was asked whether it is to be taken from another.
-pub(super) fn keeping(record: &Record, settings: &Settings) -> Vars {
+/// `asked` when its engine has answered a moment ago.
+pub(super) fn keeping(record: &Record, settings: &Settings, asked: bool) -> Vars {
     Vars::new()
+        .with("asked", asked)
         .with("claim", record.claim.to_string())
         // A machine that was imported has another claim each time that it is.
         .with(

@@ -48,6 +48,11 @@ impl Facts {
         self.get("silent").is_some() || version.is_some_and(String::is_empty)
     }
 
+    /// Nothing runs in its engine, which is in no swarm.
+    fn idle(&self) -> bool {
+        self.get("running") == Some("0") && self.get("swarm") == Some("inactive")
+    }
+
     /// The host was adopted as another machine than `ours`, by a store that may be gone.
     pub fn of_others(&self, ours: Option<Claim>) -> bool {
         self.get("claim")
@@ -65,6 +70,25 @@ impl Facts {
     }
 }
 
+/// What a look at a host came to a moment ago: it need not be asked again.
+#[derive(Clone, Debug)]
+pub struct Glance {
+    /// What is there.
+    pub found: Found,
+    /// Nothing ran in its engine.
+    pub idle: bool,
+}
+
+impl Glance {
+    /// Of what [`look`] came to.
+    pub fn of(found: Found, facts: &Facts) -> Self {
+        Self {
+            found,
+            idle: facts.idle(),
+        }
+    }
+}
+
 /// Looks at a host; nothing is changed.
 ///
 /// # Errors
@@ -72,12 +96,21 @@ impl Facts {
 pub async fn look(forge: &Forge, guest: &dyn Guest, port: u16) -> Result<(Found, Facts)> {
     let found = playbook::load(&forge.assets, "engine/found")?;
     let facts = playbook::load(&forge.assets, "adopt/facts")?;
-    let deep = Vars::new().with("deep", true);
+    let nothing = Vars::new();
     let vars = Vars::new().with("port_hex", format!("{port:04X}"));
-    let job = playbook::compile(&[(&found, &deep), (&facts, &vars)], &Secrets::new(), false)?;
+    let job = playbook::compile(
+        &[(&found, &nothing), (&facts, &vars)],
+        &Secrets::new(),
+        false,
+    )?;
     let report = playbook::run(guest, &job, forge.patience, &|_| {}).await?;
     let text = |at: usize| report.steps.get(at).map_or("", |step| step.output.as_str());
-    Ok((Found::read(text(0))?, Facts::read(text(1))))
+    let facts = Facts::read(text(1));
+    let mut found = Found::read(text(0))?;
+    // A question costs a slow host as much as all the rest of the script, so the engine is asked one.
+    found.storage = facts.get("storage").map(str::to_owned);
+    found.swarm = facts.get("swarm").is_some_and(|state| state != "inactive");
+    Ok((found, facts))
 }
 
 /// What adopting a host changes on it.

@@ -18,7 +18,10 @@ pub(super) const DOCKER: &str = r#"
 s=DIR/state
 [ -e $s/process ] || exit 1
 case "$*" in
-  *LiveRestoreEnabled*) echo "$(cat $s/process) $(cat $s/swarm) $(cat $s/containers)0" ;;
+  *LiveRestoreEnabled*)
+    echo "$(cat $s/process) $(cat $s/swarm) $(cat $s/containers)0"
+    case "$*" in *ServerVersion*) echo "version 20.10"; echo "storage overlay2"; echo "swarm $(cat $s/swarm)" ;; esac
+    ;;
   *Driver*) echo "storage overlay2"; echo "swarm $(cat $s/swarm)" ;;
 esac
 "#;
@@ -48,7 +51,7 @@ case $1 in
     [ ! -e $s/process ] || [ "$(cat $s/process)" = true ] || echo 0 >$s/containers
     rm -f $s/process DIR/run/systemd/units/invocation:docker.service
     : >$s/failed
-    [ ! -e $s/broken ] || exit 1
+    [ ! -e $s/broken ] && [ ! -e $s/limited ] || exit 1
     [ ! -e $s/broken-by ] || ! grep -qsf $s/broken-by DIR/etc/docker/daemon.json || exit 1
     case "$(wanted) $(cat $s/swarm)" in
       "true active") exit 1 ;;
@@ -59,6 +62,8 @@ case $1 in
     ln -sf x DIR/run/systemd/units/invocation:docker.service
     ;;
   is-failed) [ -e $s/failed ] || exit 1 ;;
+  show) [ ! -e $s/limited ] || echo start-limit-hit ;;
+  reset-failed) rm -f $s/limited ;;
 esac
 [ ! -e $s/early ] || die
 "#;
@@ -207,7 +212,8 @@ impl Machine {
         let owner = format!("owner: '{}:{}', mode:", user(), group());
         let text = paths
             .replace_all(&text, format!("${{1}}{dir}/${{2}}/"))
-            .replace("mode:", &owner);
+            .replace("mode:", &owner)
+            .replace(" /proc/[0-9]", &format!(" {dir}/proc/[0-9]"));
         // What fails here, fails again.
         let tried = if self.patient { "for: 300}" } else { "for: 1}" };
         let text = text.replace("for: 300}", tried);
@@ -267,11 +273,23 @@ impl Machine {
 
     /// Tells the engine; what changes is put aside in `former`.
     pub(super) async fn told(&self, settings: &Settings, former: &str) -> Result<Report, Error> {
+        self.told_when(settings, former, false).await
+    }
+
+    /// The same, where nothing may have run in it a moment ago.
+    async fn told_when(
+        &self,
+        settings: &Settings,
+        former: &str,
+        idle: bool,
+    ) -> Result<Report, Error> {
         let mut settings = settings.clone();
         if let Started::OpenRc { path, .. } = &mut settings.start {
             *path = self.lab.path(path.trim_start_matches('/'));
         }
-        let vars = engine::vars(&settings, "CA", "CERTIFICATE", None).with("former", former);
+        let vars = engine::vars(&settings, "CA", "CERTIFICATE", None)
+            .with("former", former)
+            .with("idle", idle);
         let secrets = Secrets::new().with("server_key", "the key of the server");
         self.play("docker", &vars, &secrets).await
     }
@@ -299,7 +317,7 @@ pub(super) fn labels(labels: &[&str]) -> EngineOptions {
     }
 }
 
-const RESTART: &str = "reset-failed docker.service docker.socket, restart docker.service";
+const RESTART: &str = "restart docker.service";
 const RELOAD: &str = "reload docker.service";
 
 #[tokio::test]
@@ -412,6 +430,50 @@ async fn an_engine_in_a_swarm_never_has_the_setting() {
     let error = machine.provision(&options).await.expect_err("in a swarm");
     assert!(error.line().contains("in a swarm"), "{}", error.line());
     assert_eq!(machine.calls(), "");
+}
+
+#[tokio::test]
+async fn a_start_that_systemd_refuses_after_many_is_asked_for_again() {
+    for machine in Machine::each() {
+        machine.write("state/limited", "");
+        machine.provision(&labels(&["a=b"])).await.expect("started");
+        let calls = machine.calls();
+        assert!(
+            calls.contains(&format!(
+                "{RESTART}, show -p Result --value docker.service, reset-failed docker.service docker.socket, {RESTART}"
+            )),
+            "{calls}"
+        );
+        assert_eq!(machine.containers(), "2");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_engine_is_asked_again_only_where_a_container_has_started_since() {
+    for shim in ["containerd-shim", "docker-containe"] {
+        let machine = Machine::new(Lab::dash());
+        let settings = machine.settings(&labels(&["a=b"])).await.expect("settings");
+        fs::create_dir_all(machine.lab.path("proc/7")).expect("a folder");
+        machine.write("proc/7/comm", "containerd\n");
+        machine.write("state/containers", "0");
+        let former = machine.lab.path("var/lib/forge/former");
+        machine.stand_in("docker", &format!("echo asked >>DIR/state/asked\n{DOCKER}"));
+        machine
+            .told_when(&settings, &former, true)
+            .await
+            .expect("restarted");
+        assert!(machine.calls().ends_with(RESTART));
+        assert!(!machine.there("state/asked"));
+        machine.write("proc/7/comm", &format!("{shim}\n"));
+        machine.write("state/containers", "1");
+        let settings = machine.settings(&labels(&["a=c"])).await.expect("settings");
+        machine
+            .told_when(&settings, &former, true)
+            .await
+            .expect("restarted");
+        assert!(machine.there("state/asked"));
+        assert_eq!(machine.containers(), "1");
+    }
 }
 
 #[tokio::test]
