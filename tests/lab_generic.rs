@@ -4,15 +4,32 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use forge_lab::old::OldStore;
 use forge_lab::{Steps, Store, TWO_CONTAINERS, text};
+use serde_json::json;
 
 const FORGE: &str = env!("CARGO_BIN_EXE_forge");
 
 /// What forge made of its machine goes; what a host of somebody else's has comes.
 const PLAIN: &str = r#"set -e
 nft delete table inet forge 2>/dev/null || :
-rm -rf /etc/systemd/system/docker.service.d /etc/docker/forge.env /etc/docker/tls /var/lib/forge
-echo '{"labels": ["room=7"]}' >/etc/docker/daemon.json
+rm -rf /etc/systemd/system/docker.service.d /etc/docker/forge.env /etc/docker/tls /etc/docker/daemon.json /var/lib/forge
+"#;
+
+/// Its owner has told its engine something.
+const LABELLED: &str = r#"echo '{"labels": ["room=7"]}' >/etc/docker/daemon.json
+systemctl daemon-reload
+systemctl restart docker
+"#;
+
+/// docker-machine has (libmachine/provision/systemd.go); the files of certificates are there.
+const DOCKER_MACHINES: &str = r#"mkdir -p /etc/systemd/system/docker.service.d
+cat >/etc/systemd/system/docker.service.d/10-machine.conf <<'END'
+[Service]
+ExecStart=
+ExecStart=/usr/sbin/dockerd -H tcp://0.0.0.0:2376 -H unix:///var/run/docker.sock --storage-driver overlay2 --tlsverify --tlscacert /etc/docker/ca.pem --tlscert /etc/docker/server.pem --tlskey /etc/docker/server-key.pem --label made=generic 
+Environment=
+END
 systemctl daemon-reload
 systemctl restart docker
 "#;
@@ -21,7 +38,7 @@ systemctl restart docker
 const FACTS: &str = r#"docker inspect -f '{{.Name}} {{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}}' once always
 docker info -f '{{.Driver}} {{.ServerVersion}} {{.Images}} {{.LiveRestoreEnabled}} {{.Labels}}'
 hostname
-cat /etc/docker/daemon.json
+cat /etc/docker/daemon.json || :
 nft list ruleset | grep -c forge || :
 "#;
 
@@ -37,25 +54,11 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
     let (owner, guest) = (Store::new(FORGE), Store::empty(FORGE));
     steps.step("a machine becomes a plain host");
     owner.ok(&["create", "--driver", "qemu", "v1"]);
-    owner.ok(&[
-        "ssh",
-        "v1",
-        "--",
-        "sudo",
-        "sh",
-        "-c",
-        &quoted(&format!("{PLAIN}{TWO_CONTAINERS}")),
-    ]);
-    let there = |script: &str| owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(script)]);
+    let there = |script: &str| as_root(&owner, script);
+    there(&format!("{PLAIN}{LABELLED}{TWO_CONTAINERS}"));
     let (facts, files) = (there(FACTS), there(FILES));
     assert!(!facts.contains("/once 0 "), "both run: {facts}");
-    let record = fs::read(owner.home().join("machines/v1/machine.json")).expect("a record");
-    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
-    let ssh = text(&record["instance"]["endpoints"]["ssh"]);
-    let (address, port) = ssh.rsplit_once(':').expect("a port");
-    let print = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub";
-    let print = owner.ok(&["ssh", "v1", "--", print]);
-    let print = print.split_whitespace().nth(1).expect("a fingerprint");
+    let (address, port, print) = way(&owner);
     let key = owner.home().join("machines/v1/id_ed25519");
     let key = key.display().to_string();
     let create = [
@@ -63,9 +66,9 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
         "--driver",
         "generic",
         "--generic-ip-address",
-        address,
+        &address,
         "--generic-ssh-port",
-        port,
+        &port,
         "--generic-ssh-user",
         "forge",
         "--generic-ssh-key",
@@ -73,7 +76,7 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
         "--generic-ssh-config",
         "none",
         "--generic-host-key",
-        print,
+        &print,
         "n1",
     ];
     steps.step("a dry run");
@@ -107,6 +110,91 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
     );
     owner.ok(&["rm", "-y", "v1"]);
     assert_eq!(owner.left(), Vec::<String>::new());
+}
+
+#[test]
+fn lab_point_04_a_machine_of_docker_machines_is_renewed_and_its_containers_notice_nothing() {
+    let mut steps = Steps::new("a machine of docker-machine's");
+    let (owner, guest) = (Store::new(FORGE), Store::empty(FORGE));
+    steps.step("a machine becomes one of docker-machine's, whose certificate has ended");
+    owner.ok(&["create", "--driver", "qemu", "v1"]);
+    let there = |script: &str| as_root(&owner, script);
+    there(PLAIN);
+    let (address, port, print) = way(&owner);
+    let folder = tempfile::tempdir().expect("a folder");
+    let old = OldStore::at(folder.path());
+    let fields = json!({
+        "IPAddress": address, "SSHUser": "forge",
+        "SSHPort": port.parse::<u16>().expect("a port"),
+    });
+    old.machine("g1", "generic", &fields, &[address.as_str()], 1100);
+    for file in ["ca.pem", "server.pem", "server-key.pem"] {
+        let text = fs::read(old.root.join("machines/g1").join(file)).expect("a file");
+        let line = format!("sudo tee /etc/docker/{file} >/dev/null");
+        owner.ssh_with("v1", &line, &text).ok();
+    }
+    let key = old.key("g1");
+    owner
+        .ssh_with("v1", "cat >>.ssh/authorized_keys", key.as_bytes())
+        .ok();
+    there(&format!("{DOCKER_MACHINES}{TWO_CONTAINERS}"));
+    let (facts, files) = (there(FACTS), there(FILES));
+    assert!(facts.contains("made=generic"), "{facts}");
+    assert!(!facts.contains("/once 0 "), "both run: {facts}");
+    steps.step("imported");
+    let root = old.root.display().to_string();
+    guest.ok(&[
+        "import",
+        "docker-machine",
+        &root,
+        "--host-key",
+        &format!("g1={print}"),
+    ]);
+    assert_eq!(guest.ssh("g1", "hostname"), there("hostname"));
+    let env = guest.run(&["env", "g1"]);
+    assert_eq!((env.code, env.text()), (1, String::new()), "{env}");
+    assert!(env.err.contains("`forge regenerate-certs g1`"), "{env}");
+    steps.step("renewed by one command");
+    guest.ok(&["regenerate-certs", "-f", "g1"]);
+    assert_eq!(
+        there(FACTS),
+        facts,
+        "containers, their PIDs, and what docker-machine said"
+    );
+    let env = guest.run(&["env", "g1"]).ok();
+    assert_eq!(env.err, "", "{env}");
+    assert!(
+        guest.ok(&["ls"]).contains(" v"),
+        "its engine answers over TLS"
+    );
+    let again = guest.run(&["provision", "g1"]).ok();
+    assert!(again.err.contains("nothing to change"), "{}", again.err);
+    steps.step("removed from the store: it is docker-machine's again");
+    guest.ok(&["rm", "-y", "g1"]);
+    assert_eq!(
+        (there(FACTS), there(FILES)),
+        (facts, files),
+        "as it was before"
+    );
+    owner.ok(&["rm", "-y", "v1"]);
+    assert_eq!(owner.left(), Vec::<String>::new());
+}
+
+/// A script of root's on the machine that is the host.
+fn as_root(owner: &Store, script: &str) -> String {
+    owner.ok(&["ssh", "v1", "--", "sudo", "sh", "-c", &quoted(script)])
+}
+
+/// Where its SSH server is, and the fingerprint of its key.
+fn way(owner: &Store) -> (String, String, String) {
+    let record = fs::read(owner.home().join("machines/v1/machine.json")).expect("a record");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+    let ssh = text(&record["instance"]["endpoints"]["ssh"]);
+    let (address, port) = ssh.rsplit_once(':').expect("a port");
+    let line = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub";
+    let print = owner.ok(&["ssh", "v1", "--", line]);
+    let print = print.split_whitespace().nth(1).expect("a fingerprint");
+    (address.to_owned(), port.to_owned(), print.to_owned())
 }
 
 /// A newer package of the engine's, in a repository on the machine itself; and a package that takes two minutes.

@@ -181,6 +181,31 @@ async fn a_lock_that_another_program_holds_is_waited_for_and_its_holder_named() 
 }
 
 #[tokio::test]
+async fn a_newest_engine_of_lists_that_may_be_old_is_told() {
+    let machine = Machine::bare("ID=debian\n", &["apt-get", "dpkg-query"]);
+    machine.write("state/dpkg-query", "echo installed\n");
+    machine.stand_in("engine", "");
+    for name in ["docker", "dockerd"] {
+        machine.stand_in(name, "echo Docker version 2.0, build x");
+    }
+    let waits = async |asked: &str| {
+        machine.install("debian", &[], asked).await.expect("done");
+        std::mem::take(&mut *machine.waits.lock().expect("the list"))
+    };
+    assert_eq!(waits("today").await, Vec::<String>::new());
+    machine.write(
+        "state/apt-get",
+        "case $* in *update*) echo 'W: Failed to fetch http://a.example/InRelease  Temporary failure resolving' ;; esac\n",
+    );
+    assert_eq!(
+        waits("tomorrow").await,
+        [
+            "the newest engine: not all mirrors of packages can be reached; the newest is what the lists that are there know of"
+        ]
+    );
+}
+
+#[tokio::test]
 async fn what_no_repository_has_is_told() {
     let machine = Machine::bare("ID=almalinux\nID_LIKE='rhel centos fedora'\n", &["dnf"]);
     machine.stand_in("sleep", "");
