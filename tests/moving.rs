@@ -633,6 +633,20 @@ fn an_import_that_is_killed_anywhere_leaves_no_half_machine_and_goes_on() {
     assert!(killed * 4 >= kills * 3, "{killed} of {kills} were killed");
 }
 
+/// What a kill at its very last step leaves is a folder, of which everything else is done.
+#[test]
+fn an_import_that_had_come_to_its_end_has_nothing_left_to_do() {
+    let (here, there) = (stopped(), Lab::new());
+    let file = exported(&here, "--with-disk");
+    import(&there, &file).ok();
+    let aside = there.home.join(".import");
+    import(&there, &file).run().code(3);
+    fs::create_dir(&aside).expect("a folder");
+    import(&there, &file).ok();
+    assert!(!aside.exists());
+    there.forge("start n1").ok();
+}
+
 #[test]
 fn an_import_that_is_given_up_leaves_nothing_once_another_comes() {
     let (here, other) = (stopped(), Lab::new());

@@ -152,7 +152,8 @@ async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Im
         &forge.events,
     )
     .await?;
-    let again = before.is_some_and(|before| before.archive == manifest.id);
+    // Without its journal it had come to its end, but for the folder.
+    let again = before.map_or(aside.is_dir(), |before| before.archive == manifest.id);
     let (coming, there) = new_here(store, found, again)?;
     let clusters = new_clusters(store, &manifest, &smalls, again)?;
     let disks = put_aside(verified, store, aside, &manifest, &coming)?;
