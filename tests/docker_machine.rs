@@ -185,7 +185,6 @@ fn a_command_line_that_makes_no_sense_ends_with_1() {
         "docker-machine: 'frob' is not a docker-machine command. See 'docker-machine --help'.\n",
     );
     for (words, says) in [
-        ("create", "Error: No machine name specified\n"),
         (
             "create a b c",
             "Invalid command line. Found extra arguments [b c]\n",
@@ -193,10 +192,6 @@ fn a_command_line_that_makes_no_sense_ends_with_1() {
         (
             "create bad_name",
             "Error creating machine: Invalid hostname specified. Allowed hostname chars are: 0-9a-zA-Z . -\n",
-        ),
-        (
-            "rm",
-            "Error: Expected to get one or more machine names as arguments\n",
         ),
         (
             "env -u n1",
@@ -236,6 +231,93 @@ fn a_pre_create_check_that_fails_ends_with_3() {
         "{}",
         ended.stderr
     );
+    assert_eq!(machines(&lab), "");
+}
+
+#[test]
+fn help_begins_with_the_usage_and_comes_before_the_error_that_no_machine_is_named() {
+    let lab = Lab::new();
+    for words in ["", "--help", "help"] {
+        let said = docker_machine(&lab, words).ok().stdout;
+        let mut lines = said.lines().filter(|line| !line.is_empty());
+        let usage = lines.next().expect("a line");
+        assert!(usage.starts_with("Usage: docker-machine "), "{said}");
+        assert_eq!(
+            lines.next(),
+            Some("Create and manage machines running Docker.")
+        );
+    }
+    for command in ["active", "create", "env", "regenerate-certs", "scp", "url"] {
+        let said = docker_machine(&lab, &format!("{command} -h")).ok().stdout;
+        assert!(
+            said.starts_with(&format!("Usage: docker-machine {command} ")),
+            "{said}"
+        );
+    }
+    let nobody = docker_machine(&lab, "create -d virtualbox").run().code(1);
+    assert!(nobody.stdout.starts_with("Usage: docker-machine create "));
+    assert!(nobody.stdout.contains("--virtualbox-memory"));
+    assert_eq!(nobody.stderr, "Error: No machine name specified\n");
+    let nobody = docker_machine(&lab, "rm").run().code(1);
+    assert!(nobody.stdout.starts_with("Usage: docker-machine rm "));
+    assert_eq!(
+        nobody.stderr,
+        "Error: Expected to get one or more machine names as arguments\n"
+    );
+}
+
+/// What its own test suite made its machines of.
+#[test]
+fn a_machine_of_the_driver_none_may_be_a_name_alone() {
+    let lab = Lab::new();
+    docker_machine(&lab, "create -d bogus x").says(
+        1,
+        "",
+        "Driver \"bogus\" not found. Do you have the plugin binary \"docker-machine-driver-bogus\" accessible in your PATH?\n\
+         hint: the drivers are `qemu`, `libvirt`, `virtualbox`, `generic`, `none`, `fake`\n",
+    );
+    for name in ["m10", "m2"] {
+        let made = docker_machine(&lab, &format!("create -d none --url none {name}")).ok();
+        assert!(
+            !made.stdout.contains("up and running"),
+            "nothing is: {}",
+            made.stdout
+        );
+    }
+    docker_machine(&lab, "create -d none --url none m2").says(
+        1,
+        "",
+        "Docker machine \"m2\" already exists\n",
+    );
+    let all = "NAME   ACTIVE   DRIVER   STATE   URL    SWARM   DOCKER    ERRORS\n\
+               m2     -        none             none           Unknown   \n\
+               m10    -        none             none           Unknown   \n";
+    docker_machine(&lab, "ls").says(0, all, "");
+    docker_machine(&lab, "ls --filter state= --filter driver=none").says(0, all, "");
+    docker_machine(&lab, "ls -q --filter state=").says(0, "m2\nm10\n", "");
+    docker_machine(&lab, "ls -q --filter state=Running").says(0, "", "");
+    docker_machine(&lab, "url m2").says(0, "none\n", "");
+    docker_machine(&lab, "status m2").says(0, "\n", "");
+    docker_machine(&lab, "inspect -f {{.Driver.URL}}{{.Driver.IPAddress}} m2")
+        .says(0, "none\n", "");
+    docker_machine(&lab, "env m2").says(
+        1,
+        "",
+        "Error checking TLS connection: Host is not running\n",
+    );
+    docker_machine(&lab, "ip m2").says(1, "", "Error getting IP address: Host is not running\n");
+    let stopped = docker_machine(&lab, "stop m2").run().code(1);
+    assert_eq!(stopped.stderr, "hosts without a driver cannot be stopped\n");
+    // By its own name, the word is one of ours, and nothing is pretended either.
+    lab.forge("status m2").says(0, "None\n", "");
+    let env = lab.forge("env m2").run().code(1);
+    assert!(
+        env.stderr
+            .starts_with("error: machine `m2` is a name with nothing behind it\n"),
+        "{}",
+        env.stderr
+    );
+    docker_machine(&lab, "rm -y m2 m10").ok();
     assert_eq!(machines(&lab), "");
 }
 

@@ -27,7 +27,7 @@ const DOCKER_MACHINES: &str = r#"mkdir -p /etc/systemd/system/docker.service.d
 cat >/etc/systemd/system/docker.service.d/10-machine.conf <<'END'
 [Service]
 ExecStart=
-ExecStart=/usr/sbin/dockerd -H tcp://0.0.0.0:2376 -H unix:///var/run/docker.sock --storage-driver overlay2 --tlsverify --tlscacert /etc/docker/ca.pem --tlscert /etc/docker/server.pem --tlskey /etc/docker/server-key.pem --label made=generic 
+ExecStart=/usr/sbin/dockerd -H tcp://0.0.0.0:2376 -H unix:///var/run/docker.sock --storage-driver overlay2 --tlsverify --tlscacert /etc/docker/ca.pem --tlscert /etc/docker/server.pem --tlskey /etc/docker/server-key.pem --label made=generic
 Environment=
 END
 systemctl daemon-reload

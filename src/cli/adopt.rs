@@ -1,7 +1,7 @@
 //! `forge create` of hosts and engines that are there already.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use clap::{ArgMatches, FromArgMatches};
@@ -109,8 +109,12 @@ async fn note(
         .hint("the driver `generic` adopts a host that answers SSH"));
     }
     let config: forge_none::Config = understood(&chosen.resolved.0)?;
-    let address = forge_driver::locate(&config.host).await?;
-    let is_name = config.host.parse::<std::net::IpAddr>().is_err();
+    let address = if config.nowhere() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        forge_driver::locate(&config.host).await?
+    };
+    let is_name = !config.nowhere() && config.host.parse::<std::net::IpAddr>().is_err();
     let mut wish = chosen.wish(name, "", wished);
     wish.adopting = Some(Adopting {
         ssh: SocketAddr::new(address, forge_driver::SSH_PORT),

@@ -43,7 +43,7 @@ pub fn parsed(persona: Persona, words: &[OsString], asked: &str) -> Result<Parse
         Err(error) => return Err(refused(persona, &error, words.first(), asked)),
     };
     if persona == Persona::DockerMachine {
-        report::as_docker_machine(persona::Line::of(&matches));
+        report::as_docker_machine(persona::Line::read(&mut whole, &matches));
     }
     if matches.get_flag("json") {
         report::as_json();

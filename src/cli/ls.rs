@@ -281,7 +281,7 @@ impl Row {
             {
                 State::Error.to_string()
             }
-            Some(heard) => heard.condition.to_string(),
+            Some(heard) => self.columns.state(heard.condition),
         }
     }
 
@@ -291,7 +291,7 @@ impl Row {
 
     fn url(&self) -> String {
         self.record()
-            .filter(|record| record.stage == Stage::Ready && self.runs())
+            .filter(|record| record.stage == Stage::Ready && (self.runs() || record.is_nowhere()))
             .and_then(|record| record.url().ok())
             .unwrap_or_default()
     }

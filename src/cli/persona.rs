@@ -32,6 +32,13 @@ const NAME: &str = "docker-machine";
 /// Scripts ask for the docker-machine that they need at least; its last release has all they can ask for.
 const VERSION: &str = concat!("version 0.16.2, build forge-", env!("CARGO_PKG_VERSION"));
 
+/// What it said of itself.
+const ABOUT: &str = "Create and manage machines running Docker.";
+
+/// Its help began with the usage (`cli.AppHelpTemplate` in cmd/machine.go).
+const HELP: &str =
+    "{before-help}{usage-heading} {usage}\n\n{about-with-newline}\n{all-args}{after-help}";
+
 /// The driver of a machine for which none is named, where it works.
 pub const DRIVER: &str = "virtualbox";
 
@@ -51,6 +58,10 @@ impl Persona {
             Self::Forge => command,
             Self::DockerMachine => without_meaning(command)
                 .name(NAME)
+                .about(ABOUT)
+                .long_about(None::<&str>)
+                .help_template(HELP)
+                .mut_subcommands(|command| command.help_template(HELP))
                 .version(VERSION)
                 .mut_subcommand("create", classic_swarm::options)
                 .mut_subcommand("env", |env| {
@@ -87,10 +98,12 @@ impl Persona {
         }
     }
 
-    /// The word for a state. docker-machine had none for a machine that is not there.
+    /// The word for a state. docker-machine had none for a machine that is not there, and an empty one where nothing is known
+    /// to be behind a name.
     pub fn state(self, condition: Condition) -> String {
         match (self, condition) {
             (Self::DockerMachine, Condition::Told(State::Absent)) => State::Error.to_string(),
+            (Self::DockerMachine, Condition::Told(State::None)) => String::new(),
             _ => condition.to_string(),
         }
     }
@@ -250,9 +263,23 @@ pub struct Line {
     command: String,
     /// The machines that it names; `None` where a command is about other things.
     names: Option<Vec<String>>,
+    /// What can be said to a command that is about machines and names none.
+    help: Option<String>,
 }
 
 impl Line {
+    /// By what the parser made of it, which has read it by `whole`.
+    pub fn read(whole: &mut Command, matches: &ArgMatches) -> Self {
+        let mut line = Self::of(matches);
+        if matches!(line.command.as_str(), "create" | "rm")
+            && line.names_none()
+            && let Some(command) = whole.find_subcommand_mut(&line.command)
+        {
+            line.help = Some(command.render_help().to_string());
+        }
+        line
+    }
+
     /// By what the parser made of it.
     pub fn of(matches: &ArgMatches) -> Self {
         match matches.subcommand() {
@@ -262,32 +289,49 @@ impl Line {
                     let names = ["names", "name"].map(|id| given(inner, id));
                     names.concat()
                 }),
+                help: None,
             },
             None => Self {
                 command: String::new(),
                 names: None,
+                help: None,
             },
         }
     }
 
     /// An error, with a line end: in docker-machine's words where it had some, else on one line with what to try.
     pub fn words(&self, error: &Error) -> String {
-        if let Some(words) = error.deepest_fact().and_then(|fact| self.fact(fact)) {
-            return format!("{words}\n");
+        let hint = |mut text: String| {
+            if let Some(hint) = error.deepest_hint() {
+                text.push_str(&format!("hint: {hint}\n"));
+            }
+            text
+        };
+        if let Some(fact) = error.deepest_fact()
+            && let Some(words) = self.fact(fact)
+        {
+            let text = format!("{words}\n");
+            return match fact {
+                // Nobody has such a program; which drivers there are helps more.
+                Fact::NoDriver(_) => hint(text),
+                _ => text,
+            };
         }
         let line = error.line();
-        let mut text = match (error.kind(), self.command.as_str()) {
+        hint(match (error.kind(), self.command.as_str()) {
             (Kind::Precheck, _) => format!("Error with pre-create check: {line:?}\n"),
             (Kind::Usage, "create") => {
                 format!("Error setting machine configuration from flags provided: {line}\n")
             }
             (_, "create") => format!("Error creating machine: {line}\n"),
             _ => format!("{line}\n"),
-        };
-        if let Some(hint) = error.deepest_hint() {
-            text.push_str(&format!("hint: {hint}\n"));
-        }
-        text
+        })
+    }
+
+    /// The help that docker-machine printed before it said that no machine was named.
+    pub fn help(&self, error: &Error) -> Option<&str> {
+        let fits = matches!(error.deepest_fact(), Some(Fact::NoName));
+        self.help.as_deref().filter(|_| fits)
     }
 
     /// The exit code for an error of this kind.
@@ -314,6 +358,9 @@ impl Line {
             Fact::NoMachine(name) if name == DEFAULT_MACHINE && self.names_none() => no_default(),
             Fact::NoMachine(name) => self.missing(name),
             Fact::Exists(name) => format!("Docker machine {name:?} already exists"),
+            Fact::NoDriver(id) => format!(
+                "Driver {id:?} not found. Do you have the plugin binary \"docker-machine-driver-{id}\" accessible in your PATH?"
+            ),
             Fact::BadName => "Error creating machine: Invalid hostname specified. Allowed hostname chars are: 0-9a-zA-Z . -".to_owned(),
             Fact::NoName if command == "create" => "Error: No machine name specified".to_owned(),
             Fact::NoName => {
@@ -414,6 +461,7 @@ mod tests {
         Line {
             command: command.to_owned(),
             names: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            help: None,
         }
     }
 
@@ -493,6 +541,7 @@ mod tests {
         let about_clusters = Line {
             command: "cluster".to_owned(),
             names: None,
+            help: None,
         };
         assert_eq!(said(&about_clusters, Fact::NothingYet), "y: x\n");
     }

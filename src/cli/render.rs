@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use forge::event::Event;
-use forge::machine::Forge;
+use forge::machine::{Forge, adopt};
 use forge::store::Store;
 use forge_driver::{Result, atomic};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -224,6 +224,8 @@ impl Canvas {
                 machine: Some(machine),
                 ..
             } => (machine, false),
+            // Nothing was set up.
+            Event::Finished { outcome, .. } if outcome == adopt::NOTED => return,
             Event::Finished {
                 machine, changed, ..
             } => (machine, *changed),

@@ -63,7 +63,12 @@ pub fn write(error: &Error, subject: Option<&str>) {
         let _ = writeln!(std::io::stdout(), "{event}");
     }
     let text = match LINE.get() {
-        Some(line) => line.words(error),
+        Some(line) => {
+            if let Some(help) = line.help(error) {
+                let _ = write!(std::io::stdout(), "{help}");
+            }
+            line.words(error)
+        }
         None => lines(error, subject),
     };
     // Standard error may be closed; the exit code still tells.

@@ -129,6 +129,9 @@ impl Url {
 /// # Errors
 /// When the machine was never finished or is off.
 async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
+    if record.is_nowhere() {
+        return record.url();
+    }
     let record = live::running(forge, record).await?;
     let url = record.url()?;
     match certified(forge, record).await {

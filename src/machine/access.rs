@@ -244,7 +244,7 @@ pub fn vouched(record: &Record) -> Result<()> {
 /// # Errors
 /// As [`somebody`] and [`vouched`].
 pub(super) fn enterable(record: &Record) -> Result<()> {
-    if record.imported.is_none() {
+    if record.imported.is_none() && !record.is_nowhere() {
         return Ok(());
     }
     somebody(record)?;

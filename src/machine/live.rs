@@ -17,6 +17,9 @@ const WAIT: Duration = Duration::from_secs(20);
 /// When its creation did not end, its provider cannot be asked, or it is off.
 pub async fn running(forge: &Forge, record: &Record) -> Result<Record> {
     power::whole(record)?;
+    if record.is_nowhere() {
+        return Err(record.nothing_there());
+    }
     let driver = forge.driver(record)?;
     let (state, instance) = seen(&*driver, record).await?;
     if state == State::Running {

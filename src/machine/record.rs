@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use forge_driver::atomic::{self, NewFile};
-use forge_driver::{Claim, Endpoints, Error, Forward, Instance, Kind, Result};
+use forge_driver::{Claim, Endpoints, Error, Fact, Forward, Instance, Kind, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -144,7 +144,7 @@ impl SshAccess {
 /// A host that was there before forge, and stays when forge leaves it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
-    /// The host, as its user named it.
+    /// The host, as its user named it; empty where the machine is a name with nothing behind it.
     pub host: String,
     /// A name that leads there from here, also when its address changes.
     #[serde(default)]
@@ -258,7 +258,7 @@ impl Record {
     pub fn missing(name: &str) -> Error {
         Error::new(Kind::NotFound, format!("machine `{name}` does not exist"))
             .hint("`forge ls` shows the machines; `forge create` makes one")
-            .fact(forge_driver::Fact::NoMachine(name.to_owned()))
+            .fact(Fact::NoMachine(name.to_owned()))
     }
 
     /// All records, sorted by name, each with what went wrong reading it.
@@ -330,6 +330,9 @@ impl Record {
     /// # Errors
     /// When neither is known yet.
     pub fn endpoints(&self) -> Result<Endpoints> {
+        if self.is_nowhere() {
+            return Err(self.nothing_there());
+        }
         if let Some(instance) = &self.instance
             && instance.located()
         {
@@ -415,11 +418,31 @@ impl Record {
     /// # Errors
     /// When its address is not known yet.
     pub fn url(&self) -> Result<String> {
+        if self.is_nowhere() {
+            return Ok("none".to_owned());
+        }
         let engine = self.endpoints()?.engine;
         Ok(match self.stable_name() {
             Some(name) => format!("tcp://{name}:{}", engine.port()),
             None => format!("tcp://{engine}"),
         })
+    }
+
+    /// Whether it is a name with nothing behind it.
+    pub fn is_nowhere(&self) -> bool {
+        self.adopted
+            .as_ref()
+            .is_some_and(|host| host.host.is_empty())
+    }
+
+    /// Why nothing can be asked of a name with nothing behind it.
+    pub(super) fn nothing_there(&self) -> Error {
+        Error::new(
+            Kind::Unavailable,
+            format!("machine `{}` is a name with nothing behind it", self.name),
+        )
+        .hint("`--url tcp://HOST:PORT` makes one whose engine is there")
+        .fact(Fact::NotRunning(self.name.clone()))
     }
 
     /// Whether forge made it. What else is on a machine of others stays as it was found.

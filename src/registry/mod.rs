@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use clap::{ArgMatches, Command};
 use forge_driver::{
-    Claim, Driver, DriverHome, Error, Finding, Forward, Instance, Kind, Network, Observation,
+    Claim, Driver, DriverHome, Error, Fact, Finding, Forward, Instance, Kind, Network, Observation,
     Power, Result, Spec, Token, Wants,
 };
 use futures_util::future::{BoxFuture, join_all};
@@ -124,6 +124,7 @@ pub fn find(id: &str) -> Result<&'static Entry> {
                 .collect();
             Error::new(Kind::Usage, format!("there is no driver `{id}`"))
                 .hint(format!("the drivers are {}", known.join(", ")))
+                .fact(Fact::NoDriver(id.to_owned()))
         })
 }
 

@@ -47,6 +47,8 @@ pub enum Fact {
     NoMachine(String),
     /// There is a machine of this name already.
     Exists(String),
+    /// There is no driver of this name.
+    NoDriver(String),
     /// A machine cannot have the name that was given.
     BadName,
     /// A machine has to be named, and none was.

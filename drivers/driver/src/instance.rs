@@ -89,6 +89,8 @@ pub enum State {
     Starting,
     /// The provider reports an error.
     Error,
+    /// It has none: it is a name with nothing behind it.
+    None,
 }
 
 impl fmt::Display for State {
@@ -102,6 +104,7 @@ impl fmt::Display for State {
             Self::Stopping => "Stopping",
             Self::Starting => "Starting",
             Self::Error => "Error",
+            Self::None => "None",
         })
     }
 }

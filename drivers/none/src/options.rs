@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 /// `docker`, beside 2376, `docker-s`.
 const PLAIN_PORT: u16 = 2375;
 
+/// The URL of a machine that is a name alone: scripts and test suites written for docker-machine make such ones.
+const NOWHERE: &str = "none";
+
 /// What a user can say of an engine that is there already.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Driver none")]
 pub struct Options {
-    /// Find the engine at this URL: over TLS, or in the clear at port 2375
+    /// Find the engine at this URL: over TLS, or in the clear at port 2375; `none`: a name with nothing behind it
     #[arg(
         id = "url",
         long = "url",
@@ -32,7 +35,7 @@ pub struct Options {
 pub struct Config {
     /// Its URL.
     pub url: String,
-    /// The host in it.
+    /// The host in it; empty where nothing is behind the machine.
     pub host: String,
     /// The port in it.
     pub port: u16,
@@ -41,6 +44,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether there is no engine: the machine is a name alone.
+    #[must_use]
+    pub fn nowhere(&self) -> bool {
+        self.host.is_empty()
+    }
+
     /// What the options come to, and where each value came from.
     ///
     /// # Errors
@@ -57,6 +66,16 @@ impl Config {
                 )
                 .hint("`--url tcp://192.0.2.10:2376`")
             })?;
+        let origins = [("url", Origin::of(matches, "url", true))].into();
+        if url == NOWHERE {
+            let config = Self {
+                url,
+                host: String::new(),
+                port: ENGINE_PORT,
+                tls: true,
+            };
+            return Ok((config, origins));
+        }
         let wrong = || Error::new(Kind::Usage, format!("`--url {url}` is not tcp://HOST:PORT"));
         let rest = url.strip_prefix("tcp://").ok_or_else(wrong)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -86,7 +105,6 @@ impl Config {
         if !named {
             return Err(wrong());
         }
-        let origins = [("url", Origin::of(matches, "url", true))].into();
         let config = Self {
             host: host.to_owned(),
             port,
@@ -123,6 +141,14 @@ mod tests {
             );
             assert_eq!(config.url, url);
         }
+    }
+
+    #[test]
+    fn a_machine_may_be_a_name_alone() {
+        let config = resolve("none").expect("none");
+        assert!(config.nowhere());
+        assert_eq!(config.url, "none");
+        assert!(!resolve("tcp://none").expect("a host").nowhere());
     }
 
     #[test]

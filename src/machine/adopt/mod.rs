@@ -69,7 +69,11 @@ pub fn only_once(store: &Store, wish: &Wish) -> Result<()> {
     let Some(adopting) = &wish.adopting else {
         return Ok(());
     };
-    let at = adopting.instance().endpoints;
+    let instance = adopting.instance();
+    if !instance.located() {
+        return Ok(());
+    }
+    let at = instance.endpoints;
     for (name, record) in Record::all(store)? {
         let Ok(record) = record else { continue };
         let there = record
@@ -197,6 +201,9 @@ async fn not_let_in(
     .hint("it may read keys from elsewhere: AuthorizedKeysFile and AuthorizedKeysCommand in its sshd_config(5)")
 }
 
+/// How the work on a machine ends that is known by its URL alone.
+pub const NOTED: &str = "noted";
+
 /// Notes an engine that is known by its URL alone: nobody logs in there, and nothing is changed. The files that a client
 /// shows are put beside the record where there are none: those of another authority are put there by hand.
 ///
@@ -217,7 +224,7 @@ pub async fn note(forge: &Forge, mut record: Record) -> Result<Record> {
     }
     record.stage = Stage::Ready;
     record.save(&forge.store)?;
-    forge.events.finished("noted", true).await;
+    forge.events.finished(NOTED, true).await;
     Ok(record)
 }
 

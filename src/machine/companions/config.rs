@@ -199,6 +199,8 @@ fn own(record: &Record) -> Map<String, Value> {
     put("HostOnlyCIDR", host_only(&record.config).map(Value::from));
     let private = record.address().map(|address| address.to_string());
     put("PrivateIPAddress", private.map(Value::from));
+    // Of the driver `none`.
+    put("URL", config("url").cloned());
     let engine = record.endpoints().ok().map(|at| at.engine.port());
     put("EnginePort", engine.map(Value::from));
     own
