@@ -321,6 +321,28 @@ fn a_machine_of_the_driver_none_may_be_a_name_alone() {
     assert_eq!(machines(&lab), "");
 }
 
+/// Whether anybody is there or not.
+#[test]
+fn the_url_of_a_machine_of_the_driver_none_is_what_was_said() {
+    let lab = Lab::new();
+    // Nobody listens at 9, the port of `discard`.
+    let url = "tcp://127.0.0.1:9";
+    docker_machine(&lab, &format!("create -d none --url {url} far")).ok();
+    docker_machine(&lab, "status far").says(0, "Stopped\n", "");
+    docker_machine(&lab, "ip far").says(0, "127.0.0.1\n", "");
+    docker_machine(&lab, "ls -f {{.URL}}").says(0, &format!("{url}\n"), "");
+    for name in ["docker-machine", "forge"] {
+        let shown = lab.forge("url far").called(name);
+        shown.says(0, &format!("{url}\n"), "");
+    }
+    let env = lab.forge("env far").run().code(1);
+    assert_eq!(
+        env.stderr,
+        "error: machine `far` is not running: it is Stopped\n\
+         hint: it is known by its URL alone: it is started where it is\n"
+    );
+}
+
 #[test]
 fn options_are_read_as_go_reads_them() {
     let lab = Lab::new();

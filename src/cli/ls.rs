@@ -291,7 +291,7 @@ impl Row {
 
     fn url(&self) -> String {
         self.record()
-            .filter(|record| record.stage == Stage::Ready && (self.runs() || record.is_nowhere()))
+            .filter(|record| record.stage == Stage::Ready && (self.runs() || record.is_url_alone()))
             .and_then(|record| record.url().ok())
             .unwrap_or_default()
     }

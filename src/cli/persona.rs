@@ -63,7 +63,10 @@ impl Persona {
                 .help_template(HELP)
                 .mut_subcommands(|command| command.help_template(HELP))
                 .version(VERSION)
-                .mut_subcommand("create", classic_swarm::options)
+                .mut_subcommand("create", |create| {
+                    classic_swarm::options(create)
+                        .mut_arg("names", |names| names.help("Names of the machines"))
+                })
                 .mut_subcommand("env", |env| {
                     env.mut_arg("shell", |shell| shell.value_parser(of_any_name))
                 })

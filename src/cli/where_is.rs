@@ -41,7 +41,12 @@ impl Ip {
             Persona::DockerMachine => {
                 let patience = Duration::from_secs(WAIT);
                 let heard = survey(&forge, &mut records, Depth::States, patience).await;
-                heard.iter().map(is_off).collect()
+                let heard = heard.iter().zip(&records);
+                heard
+                    .map(|(heard, record)| {
+                        is_off(heard) && (!record.is_url_alone() || record.is_nowhere())
+                    })
+                    .collect()
             }
         };
         let found: Vec<Result<_>> = records
@@ -129,7 +134,7 @@ impl Url {
 /// # Errors
 /// When the machine was never finished or is off.
 async fn running_url(forge: &Forge, record: &Record) -> Result<String> {
-    if record.is_nowhere() {
+    if record.is_url_alone() {
         return record.url();
     }
     let record = live::running(forge, record).await?;

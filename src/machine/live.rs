@@ -25,12 +25,16 @@ pub async fn running(forge: &Forge, record: &Record) -> Result<Record> {
     if state == State::Running {
         return relocate::told(forge, record.clone(), instance.as_ref()).await;
     }
-    Err(Error::new(
+    let error = Error::new(
         Kind::Unavailable,
         format!("machine `{}` is not running: it is {state}", record.name),
     )
-    .hint(format!("`forge start {}` starts it", record.name))
-    .fact(Fact::NotRunning(record.name.clone())))
+    .fact(Fact::NotRunning(record.name.clone()));
+    Err(if record.is_url_alone() {
+        error.hint("it is known by its URL alone: it is started where it is")
+    } else {
+        error.hint(format!("`forge start {}` starts it", record.name))
+    })
 }
 
 /// Asks the machine's engine for its version, over TLS and with the files of the machine's folder: those that

@@ -435,6 +435,11 @@ impl Record {
             .is_some_and(|host| host.host.is_empty())
     }
 
+    /// Whether its URL is all that is known: what its user said leads there, whether it is on or not.
+    pub fn is_url_alone(&self) -> bool {
+        self.adopted.is_some() && self.ssh.user.is_empty()
+    }
+
     /// Why nothing can be asked of a name with nothing behind it.
     pub(super) fn nothing_there(&self) -> Error {
         Error::new(
