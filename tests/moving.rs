@@ -633,17 +633,18 @@ fn an_import_that_is_killed_anywhere_leaves_no_half_machine_and_goes_on() {
     assert!(killed * 4 >= kills * 3, "{killed} of {kills} were killed");
 }
 
-/// What a kill at its very last step leaves is a folder, of which everything else is done.
+/// What a kill at its very last step leaves takes room until another comes.
 #[test]
-fn an_import_that_had_come_to_its_end_has_nothing_left_to_do() {
+fn what_an_import_that_had_come_to_its_end_left_behind_is_cleared_away() {
     let (here, there) = (stopped(), Lab::new());
     let file = exported(&here, "--with-disk");
+    let over = there.home.join(".import.over");
+    there.forge("ls").ok();
+    fs::create_dir_all(&over).expect("a folder");
+    fs::write(over.join("import.json"), "{").expect("written");
     import(&there, &file).ok();
-    let aside = there.home.join(".import");
+    assert!(!over.exists() && !there.home.join(".import").exists());
     import(&there, &file).run().code(3);
-    fs::create_dir(&aside).expect("a folder");
-    import(&there, &file).ok();
-    assert!(!aside.exists());
     there.forge("start n1").ok();
 }
 

@@ -37,6 +37,8 @@ use arrivals::{Arrival, MACHINE, arrivals, below, check_clusters, new_clusters, 
 
 /// Where an import keeps what is on its way.
 const FOLDER: &str = ".import";
+/// Where that goes once all is here.
+const OVER: &str = ".import.over";
 /// What it has begun.
 const JOURNAL: &str = "import.json";
 
@@ -124,7 +126,11 @@ pub async fn import(forge: &Forge, verified: &Verified) -> Result<Imported> {
     let _turn = acquire(store, &Guarded::Imports, forge.patience, &forge.events).await?;
     let done = imported(forge, verified, &aside).await;
     if done.is_ok() {
-        store::forget(&aside, JOURNAL)?;
+        // It ends in one step: half a folder would tell nobody that all is here.
+        let over = store.root().join(OVER);
+        store::forget(&over, JOURNAL)?;
+        atomic::gone(fs::rename(&aside, &over), &aside)?;
+        store::forget(&over, JOURNAL)?;
     } else {
         // The first error is the one to report; what stays, the next import clears away.
         let _ = undo(forge, &aside).await;
@@ -152,8 +158,7 @@ async fn imported(forge: &Forge, verified: &Verified, aside: &Path) -> Result<Im
         &forge.events,
     )
     .await?;
-    // Without its journal it had come to its end, but for the folder.
-    let again = before.map_or(aside.is_dir(), |before| before.archive == manifest.id);
+    let again = before.is_some_and(|before| before.archive == manifest.id);
     let (coming, there) = new_here(store, found, again)?;
     let clusters = new_clusters(store, &manifest, &smalls, again)?;
     let disks = put_aside(verified, store, aside, &manifest, &coming)?;
