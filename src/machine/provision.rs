@@ -60,6 +60,7 @@ pub async fn apply_to(
     open: &Connection,
     glance: Option<Glance>,
 ) -> Result<Provisioned> {
+    let glance = glance.filter(Glance::is_fresh);
     apply_with(forge, record, open, &[], glance, false).await
 }
 

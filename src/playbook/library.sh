@@ -63,10 +63,13 @@ service_free() {
 service_restart() {
   if by_systemd; then
     [ ! -e "$forge_run/forge.$1.held" ] || service_free "$1"
-    timeout 300 systemctl restart "$1.service" && return
+    if service_running "$1"; then
+      timeout 300 systemctl restart "$1.service" && return
+      [ $? != 124 ] || return
+    fi
     # After several starts in a row systemd refuses further ones.
-    [ "$(systemctl show -p Result --value "$1.service")" = start-limit-hit ] &&
-      systemctl reset-failed "$1.service" "$1.socket" && timeout 300 systemctl restart "$1.service"
+    systemctl reset-failed "$1.service" "$1.socket" 2>/dev/null || :
+    timeout 300 systemctl restart "$1.service"
   else
     timeout 300 rc-service "$1" restart
   fi

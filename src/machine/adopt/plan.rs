@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use forge_driver::{Claim, Error, Kind, Result};
 use serde::Serialize;
@@ -77,7 +78,12 @@ pub struct Glance {
     pub found: Found,
     /// Nothing ran in its engine.
     pub idle: bool,
+    /// When that was.
+    at: Instant,
 }
+
+/// A look counts for so long.
+const FRESH: Duration = Duration::from_secs(15);
 
 impl Glance {
     /// Of what [`look`] came to.
@@ -85,7 +91,13 @@ impl Glance {
         Self {
             found,
             idle: facts.idle(),
+            at: Instant::now(),
         }
+    }
+
+    /// Whether it is so short a time ago that it counts: locks and a second login may have been waited for.
+    pub fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH
     }
 }
 
