@@ -80,12 +80,23 @@ fn nodes_of(seen: &Seen, wanted: &BTreeSet<String>) -> BTreeMap<String, String> 
         .collect()
 }
 
-/// The tasks that are to run, as a manager lists them: also those that take another's place and wait for its end
-/// (`ready`: SwarmKit, `api/types.proto`, `TaskState`).
+/// The tasks that are to run, as a manager lists them: also those that take another's place and wait for its end (`ready`:
+/// SwarmKit, `api/types.proto`, `TaskState`), and those of jobs (`complete`).
 async fn tasks(manager: &dyn Guest) -> Result<Vec<Task>> {
-    let filter = query(r#"{"desired-state":{"ready":true,"running":true}}"#);
+    let filter = query(r#"{"desired-state":{"complete":true,"ready":true,"running":true}}"#);
     let path = format!("/tasks?filters={filter}");
     plan::parse_tasks(&Request::get(path).send(manager).await?)
+}
+
+/// Whether an update of the service is under way, or is being taken back (Docker Engine API, `Service`, `UpdateStatus`).
+async fn updates(manager: &dyn Guest, service: &str) -> Result<bool> {
+    let service = Request::get(format!("/services/{service}"))
+        .ask(manager)
+        .await?;
+    Ok(matches!(
+        service["UpdateStatus"]["State"].as_str(),
+        Some("updating" | "rollback_started")
+    ))
 }
 
 /// What each of the machines came to, by name: whether it was changed.
@@ -178,7 +189,7 @@ async fn in_turns(
             break;
         };
         let result = match turn {
-            Ok(turn) => work.turn(&turn).await,
+            Ok(turn) => work.turn(&turn, nodes.len() == 1).await,
             Err(error) => Err(error),
         };
         if result.is_err() {
@@ -280,9 +291,9 @@ impl Work<'_> {
         self.record.save(&self.forge.store)
     }
 
-    /// One node, from its drain until it is back as it was.
-    async fn turn(&mut self, turn: &Turn) -> Result<bool> {
-        let done = self.work(turn).await;
+    /// One node, from its drain until it is back as it was. Nobody waits for the `last` one.
+    async fn turn(&mut self, turn: &Turn, last: bool) -> Result<bool> {
+        let done = self.work(turn, last).await;
         match done {
             Err(error) if self.record.renewing.is_some() => Err(self.undrained(turn, error).await),
             done => done,
@@ -296,15 +307,16 @@ impl Work<'_> {
             Ok(()) => error,
             // The first error is the one to report.
             Err(_) => error.hint(format!(
-                "node `{name}` stays drained: `forge {} {name}` puts it back and goes on; on a manager, `docker node update --availability {:?} {name}` puts it back alone",
+                "node `{name}` stays drained, or paused: `forge {} {name}` puts it back and goes on; on a manager, `docker node update --availability {:?} {name}` puts it back alone",
                 self.job.words().1, turn.availability
             )),
         }
     }
 
-    async fn work(&mut self, turn: &Turn) -> Result<bool> {
+    async fn work(&mut self, turn: &Turn, last: bool) -> Result<bool> {
         let name = turn.machine.as_str();
         let forge = self.forge.of(name);
+        let mut turn = turn.clone();
         let fetched = match self.job {
             Job::Certificate(_) => None,
             Job::Upgrade => {
@@ -312,7 +324,11 @@ impl Work<'_> {
                 let fetched = engine::fetched(&forge, record).await;
                 match fetched.map_err(|error| not_upgraded(name, error))? {
                     None => return Ok(false),
-                    fetched => fetched,
+                    fetched => {
+                        // That took its time.
+                        turn = self.as_now(&turn).await?;
+                        fetched
+                    }
                 }
             }
         };
@@ -323,7 +339,7 @@ impl Work<'_> {
                 availability: turn.availability,
             });
             self.record.save(&forge.store)?;
-            if !self.drained(&forge, turn).await? {
+            if !self.drained(&forge, &turn).await? {
                 self.put_back(name).await?;
             }
         }
@@ -354,40 +370,60 @@ impl Work<'_> {
         let on_trouble = move |why: &str| told.progress(&format!("waiting: {why}"));
         swarm::wait(&*manager.guest, &expected, forge.patience, &on_trouble).await?;
         self.put_back(name).await?;
-        self.back(&forge, turn).await?;
+        if changed {
+            self.back(&forge, &turn, last).await?;
+        }
         forge.events.finished("ready in the swarm", changed).await;
         Ok(changed)
     }
 
+    /// The turn, as things are now.
+    async fn as_now(&self, turn: &Turn) -> Result<Turn> {
+        let (_, nodes, tasks) = self.listed("").await?;
+        let wanted = BTreeMap::from([(turn.node.clone(), turn.machine.clone())]);
+        match plan::next(&nodes, &tasks, &wanted) {
+            Some((_, turn)) => turn,
+            None => Err(Error::new(
+                Kind::Conflict,
+                format!("the managers do not list node `{}` any more", turn.machine),
+            )),
+        }
+    }
+
     /// Drains the node. Whether its tasks run elsewhere in time.
     async fn drained(&self, forge: &Forge, turn: &Turn) -> Result<bool> {
-        let end = Instant::now() + DRAIN.min(forge.patience);
+        let limit = || Instant::now() + DRAIN.min(forge.patience);
+        let (name, mut end) = (&turn.machine, limit());
         forge
             .events
             .step("draining", "its tasks to run elsewhere", Some(end))
             .await;
-        let mut late = None;
-        for task in &turn.ahead {
-            self.stop_alone(turn, task).await?;
-            let elsewhere = |tasks: &[Task]| {
-                (!plan::runs_elsewhere(tasks, &turn.node, &task.service))
-                    .then(|| "the first of them does not run elsewhere yet".to_owned())
+        if !turn.ahead.is_empty() {
+            self.stop_alone(turn).await?;
+            let waiting = |tasks: &[Task]| {
+                let runs = |task: &&Task| !plan::runs_elsewhere(tasks, &turn.node, &task.service);
+                match turn.ahead.iter().filter(runs).count() {
+                    0 => None,
+                    count => Some(format!(
+                        "the first tasks of {count} services do not run elsewhere yet"
+                    )),
+                }
             };
-            late = self
-                .until(forge, turn, ("draining", end), elsewhere)
-                .await?;
-            if late.is_some() {
-                break;
+            if let Some(why) = self.until(forge, turn, ("draining", end), waiting).await? {
+                forge
+                    .events
+                    .warning(format!(
+                        "the services of `{name}` are silent until they run elsewhere: {why}"
+                    ))
+                    .await;
+                end = limit();
             }
         }
-        if late.is_none() {
-            let (manager, ..) = self.listed(&turn.machine).await?;
-            swarm::set_use(&*manager.guest, &turn.node, Availability::Drain).await?;
-            let left = |tasks: &[Task]| plan::still_there(tasks, &turn.node, &turn.services);
-            late = self.until(forge, turn, ("draining", end), left).await?;
-        }
+        let (manager, ..) = self.listed(name).await?;
+        swarm::set_use(&*manager.guest, &turn.node, Availability::Drain).await?;
+        let left = |tasks: &[Task]| plan::still_there(tasks, &turn.node, &turn.services);
+        let late = self.until(forge, turn, ("draining", end), left).await?;
         if let Some(why) = &late {
-            let name = &turn.machine;
             forge
                 .events
                 .warning(format!("the tasks of `{name}` do not move in time ({why}): they start again with its engine"))
@@ -396,40 +432,63 @@ impl Work<'_> {
         Ok(late.is_none())
     }
 
-    /// A drain stops all tasks of a node at once. So one of a service that has them all here is stopped alone, while the
+    /// A drain stops all tasks of a node at once. So one of each service that has them all here is stopped alone, while the
     /// node takes no others: the swarm starts another elsewhere.
-    async fn stop_alone(&self, turn: &Turn, task: &Task) -> Result<()> {
+    async fn stop_alone(&self, turn: &Turn) -> Result<()> {
         let (manager, ..) = self.listed(&turn.machine).await?;
         swarm::set_use(&*manager.guest, &turn.node, Availability::Pause).await?;
         let Some(node) = self.seen.connections.get(&turn.machine) else {
             return Ok(());
         };
-        let stop = Request::order(format!("/containers/{}/stop", task.container));
-        match stop.send(&*node.guest).await {
-            // It ended by itself, or takes its time to end.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Timeout) => Ok(()),
-            stopped => stopped.map(|_| ()),
-        }
+        let stops = turn.ahead.iter().map(async |task| {
+            // An update counts a task that ends as one that failed, and may be paused or taken back by it.
+            match updates(&*manager.guest, &task.service).await {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            let mut path = format!("/containers/{}/stop", task.container);
+            if let Some(grace) = task.grace {
+                path.push_str(&format!("?t={}", grace.as_secs()));
+            }
+            match Request::order(path).send(&*node.guest).await {
+                // It ended by itself, or takes its time to end.
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Timeout) => Ok(()),
+                stopped => stopped.map(|_| ()),
+            }
+        });
+        let stopped: Vec<Result<()>> = futures_util::future::join_all(stops).await;
+        stopped.into_iter().collect()
     }
 
     /// Waits for the tasks that its engine took down: the next node may have the others of their services.
-    async fn back(&self, forge: &Forge, turn: &Turn) -> Result<()> {
-        let end = Instant::now() + DRAIN.min(forge.patience);
+    async fn back(&self, forge: &Forge, turn: &Turn, last: bool) -> Result<()> {
+        let end = Instant::now() + forge.patience;
         forge
             .events
             .step("waiting", "its tasks to run again", Some(end))
             .await;
-        let missing = |tasks: &[Task]| plan::not_back(tasks, &turn.services);
+        // Seen once is enough: some come and go.
+        let mut rest = turn.services.clone();
+        let missing = |tasks: &[Task]| {
+            rest.retain(|service, share| !plan::is_back(tasks, &turn.node, service, share));
+            match rest.len() {
+                0 => None,
+                1 => Some("1 service does not run as before yet".to_owned()),
+                count => Some(format!("{count} services do not run as before yet")),
+            }
+        };
         let Some(why) = self.until(forge, turn, ("waiting", end), missing).await? else {
             return Ok(());
         };
         let name = &turn.machine;
-        Err(Error::new(
-            Kind::Timeout,
-            format!("what ran on node `{name}` does not run again"),
-        )
-        .because(why)
-        .hint(format!(
+        let what = format!("what ran on node `{name}` does not run again");
+        if last {
+            forge.events.warning(format!("{what}: {why}")).await;
+            return Ok(());
+        }
+        Err(Error::new(Kind::Timeout, what).because(why).hint(format!(
             "`docker service ps` on a manager tells what keeps it; then `forge {}` for the other nodes",
             self.job.words().1
         )))
@@ -441,7 +500,7 @@ impl Work<'_> {
         forge: &Forge,
         turn: &Turn,
         (step, end): (&str, Instant),
-        waits_for: impl Fn(&[Task]) -> Option<String>,
+        mut waits_for: impl FnMut(&[Task]) -> Option<String>,
     ) -> Result<Option<String>> {
         loop {
             let (.., tasks) = self.listed(&turn.machine).await?;

@@ -446,7 +446,10 @@ impl Record {
             Kind::Unavailable,
             format!("machine `{}` is a name with nothing behind it", self.name),
         )
-        .hint("`--url tcp://HOST:PORT` makes one whose engine is there")
+        .hint(format!(
+            "`forge rm {0}`, then `forge create --driver none --url tcp://HOST:PORT {0}` makes one whose engine is there",
+            self.name
+        ))
         .fact(Fact::NotRunning(self.name.clone()))
     }
 

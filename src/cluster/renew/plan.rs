@@ -1,7 +1,8 @@
 //! Whose turn it is, and what becomes of its tasks: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use forge_driver::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,10 @@ pub struct Task {
     pub container: String,
     /// Another takes its place whenever it ends, however often (`RestartPolicy`).
     pub replaced: bool,
+    /// It is given so long to end; `None`: as long as the engine thinks.
+    pub grace: Option<Duration>,
+    /// It is to come to an end, and begins anew where it is stopped before.
+    pub job: bool,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +43,8 @@ struct Entry {
     node: String,
     #[serde(default)]
     slot: u64,
+    #[serde(default)]
+    desired_state: String,
     #[serde(default)]
     status: Status,
     #[serde(default)]
@@ -63,7 +70,20 @@ struct ContainerStatus {
 struct Spec {
     placement: Option<Placement>,
     restart_policy: RestartPolicy,
+    container_spec: ContainerSpec,
 }
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ContainerSpec {
+    /// Nanoseconds.
+    stop_grace_period: Option<u64>,
+}
+
+/// What a task does not leave any more (SwarmKit, `api/types.proto`, `TaskState`).
+const FINAL: [&str; 6] = [
+    "complete", "failed", "shutdown", "rejected", "orphaned", "remove",
+];
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -109,13 +129,26 @@ pub fn parse_tasks(text: &str) -> Result<Vec<Task>> {
             .map(|status| status.container)
             .unwrap_or_default(),
         replaced: entry.spec.restart_policy.always(),
+        grace: entry
+            .spec
+            .container_spec
+            .stop_grace_period
+            .map(Duration::from_nanos),
+        job: entry.desired_state == "complete",
         constraints: entry
             .spec
             .placement
             .and_then(|placement| placement.constraints)
             .unwrap_or_default(),
     };
-    Ok(entries.into_iter().map(task).collect())
+    let over = |task: &Entry| {
+        task.desired_state == "complete" && FINAL.contains(&task.status.state.as_str())
+    };
+    Ok(entries
+        .into_iter()
+        .filter(|entry| !over(entry))
+        .map(task)
+        .collect())
 }
 
 /// One node's turn.
@@ -149,12 +182,14 @@ pub struct Turn {
 }
 
 /// What runs of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// So many of its tasks run, here and elsewhere.
     pub running: usize,
     /// Its tasks move when the node is drained.
     pub moves: bool,
+    /// The containers of those that run here.
+    pub here: BTreeSet<String>,
 }
 
 impl fmt::Display for Turn {
@@ -252,10 +287,19 @@ fn turn(nodes: &[Node], tasks: &[Task], node: &Node, machine: &str) -> Result<Tu
         .iter()
         .map(|task| (task, false))
         .chain(moving.iter().map(|task| (task, true)))
+        .filter(|(task, _)| !task.job)
     {
-        let of = |other: &&Task| other.service == task.service && other.running;
-        let running = tasks.iter().filter(of).count();
-        services.insert(task.service.clone(), Share { running, moves });
+        let run = || {
+            let of = |other: &&Task| other.service == task.service && other.running;
+            tasks.iter().filter(of)
+        };
+        let here = run().filter(|other| other.node == node.id);
+        let share = Share {
+            running: run().count(),
+            moves,
+            here: here.map(|task| task.container.clone()).collect(),
+        };
+        services.insert(task.service.clone(), share);
     }
     let mut ahead = Vec::new();
     let mut silent = 0;
@@ -327,6 +371,7 @@ pub fn may_restart(nodes: &[Node], node: &Node) -> Result<bool> {
 /// Whether another node can take the task.
 fn has_elsewhere(nodes: &[Node], from: &Node, task: &Task) -> bool {
     task.replicated
+        && !task.job
         && nodes.iter().any(|node| {
             node.id != from.id
                 && node.health == Health::Ready
@@ -376,7 +421,7 @@ pub fn still_there(
     let missing: usize = services
         .iter()
         .filter(|(_, share)| share.moves)
-        .map(|(service, share)| missing(tasks, service, *share))
+        .map(|(service, share)| missing(tasks, service, share))
         .sum();
     match (here, missing) {
         (0, 0) => None,
@@ -385,18 +430,25 @@ pub fn still_there(
     }
 }
 
-/// Why the services that had tasks on a node are not what they were, in words; `None` when as many of their tasks run.
-pub fn not_back(tasks: &[Task], services: &BTreeMap<String, Share>) -> Option<String> {
-    let missing: usize = services
+/// Whether a service that had tasks on a node is what it was before the engine there restarted. Those that stay there run in
+/// other containers then: managers list the earlier ones until the engine tells them.
+pub fn is_back(tasks: &[Task], node: &str, service: &str, before: &Share) -> bool {
+    if before.moves {
+        return missing(tasks, service, before) == 0;
+    }
+    let mut own = tasks
         .iter()
-        .map(|(service, share)| missing(tasks, service, *share))
-        .sum();
-    (missing > 0).then(|| format!("{missing} of its tasks do not run again yet"))
+        .filter(|task| task.service == service)
+        .peekable();
+    before.here.is_empty()
+        || own.peek().is_none()
+        || own
+            .any(|task| task.running && task.node == node && !before.here.contains(&task.container))
 }
 
 /// How many tasks of the service ran before and do not now. One that is wished no longer, and one that did not run before
 /// either, is not waited for.
-fn missing(tasks: &[Task], service: &str, before: Share) -> usize {
+fn missing(tasks: &[Task], service: &str, before: &Share) -> usize {
     let own = || tasks.iter().filter(|task| task.service == service);
     let running = own().filter(|task| task.running).count();
     before.running.min(own().count()).saturating_sub(running)

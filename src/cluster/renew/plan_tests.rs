@@ -23,6 +23,8 @@ fn task(service: &str, node: &str) -> Task {
         constraints: Vec::new(),
         container: format!("{service}-on-{node}"),
         replaced: true,
+        grace: None,
+        job: false,
     }
 }
 
@@ -31,6 +33,7 @@ fn shares(services: &[(&str, usize)]) -> BTreeMap<String, Share> {
     let share = |running| Share {
         running,
         moves: true,
+        here: BTreeSet::new(),
     };
     services
         .iter()
@@ -179,26 +182,56 @@ fn a_drain_is_over_when_as_many_run_elsewhere() {
 
 #[test]
 fn what_an_engine_took_down_is_waited_for() {
-    let mut services = shares(&[("agent", 3), ("web", 2)]);
-    services.get_mut("agent").expect("there").moves = false;
-    let mut tasks = vec![
+    let nodes = five();
+    let mut everywhere = [
         task("agent", "w1"),
         task("agent", "w2"),
         task("agent", "m1"),
-        task("web", "m1"),
-        task("web", "m2"),
     ];
-    assert_eq!(not_back(&tasks, &services), None);
-    tasks[0].running = false;
+    for task in &mut everywhere {
+        task.replicated = false;
+    }
+    let mut tasks = vec![task("web", "w1"), task("web", "w1"), task("web", "m2")];
+    tasks.extend(everywhere);
+    let wanted = BTreeMap::from([("id-w1".to_owned(), "w1".to_owned())]);
+    let services = plan(&nodes, &tasks, &wanted)
+        .expect("a plan")
+        .remove(0)
+        .services;
+    assert_eq!(services.len(), 2);
+    let back = |tasks: &[Task], service: &str| is_back(tasks, "id-w1", service, &services[service]);
+    // Its managers have not heard yet that it went down.
+    assert!(!back(&tasks, "agent"));
+    // It is none of those that move, and is gone while its node is drained.
+    let mut now = vec![task("web", "m1"), task("web", "m2"), task("web", "m2")];
+    now.extend(tasks[4..].to_vec());
+    assert_eq!(still_there(&now, "id-w1", &services), None);
+    assert!(back(&now, "web") && !back(&now, "agent"));
+    let mut again = task("agent", "w1");
+    again.container = "another".to_owned();
+    again.running = false;
+    now.push(again);
+    assert!(!back(&now, "agent"), "it starts");
+    now[5].running = true;
+    assert!(back(&now, "agent"));
+    now.remove(0);
+    assert!(back(&now, "web"), "scaled down meanwhile");
+    now[0].running = false;
+    assert!(!back(&now, "web"));
+    assert!(back(&now[..2], "agent"), "removed meanwhile");
+}
+
+#[test]
+fn a_job_that_runs_is_stopped_and_waited_for_by_nobody() {
+    let mut job = task("batch", "w1");
+    job.job = true;
+    let wanted = BTreeMap::from([("id-w1".to_owned(), "w1".to_owned())]);
+    let turns = plan(&five(), &[job], &wanted).expect("a plan");
+    assert!(!turns[0].drain && turns[0].services.is_empty());
     assert_eq!(
-        not_back(&tasks, &services).expect("one"),
-        "1 of its tasks do not run again yet"
+        turns[0].to_string(),
+        "w1 (worker): its engine restarts, and 1 task with it"
     );
-    // The drain is over all the same: it is not one that moves.
-    assert_eq!(still_there(&tasks, "id-w1", &services), None);
-    tasks[0].running = true;
-    tasks.pop();
-    assert_eq!(not_back(&tasks, &services), None, "scaled down meanwhile");
 }
 
 #[test]
@@ -244,16 +277,21 @@ fn tasks_are_read_as_the_engine_lists_them() {
             {"ID":"t2","ServiceID":"s2","NodeID":"n1","Status":{"State":"preparing"},
              "Spec":{"Placement":{},"RestartPolicy":{"Condition":"on-failure"}}},
             {"ID":"t3","ServiceID":"s1","Slot":1,"Status":{"State":"pending","Err":"no suitable node"},
-             "Spec":{"RestartPolicy":{"MaxAttempts":3}}}]"#,
+             "Spec":{"RestartPolicy":{"MaxAttempts":3},"ContainerSpec":{"StopGracePeriod":90000000000}}},
+            {"ID":"t4","ServiceID":"s4","Slot":1,"DesiredState":"complete","Status":{"State":"running"}},
+            {"ID":"t5","ServiceID":"s4","Slot":2,"DesiredState":"complete","Status":{"State":"complete"}}]"#,
     )
     .expect("read");
-    assert_eq!(tasks.len(), 3);
+    assert_eq!(tasks.len(), 4, "what has come to its end is none any more");
+    assert!(tasks[3].job && !tasks[2].job);
+    assert_eq!(tasks[2].grace, Some(Duration::from_secs(90)));
+    assert_eq!(tasks[0].grace, None);
     assert!(tasks[0].replicated && tasks[0].running && !tasks[1].replicated);
     assert_eq!(tasks[0].constraints, ["node.role==worker"]);
     assert_eq!(tasks[0].container, "c1");
     assert_eq!(
         tasks.iter().map(|task| task.replaced).collect::<Vec<_>>(),
-        [true, false, false]
+        [true, false, false, true]
     );
     assert_eq!((tasks[2].node.as_str(), tasks[2].running), ("", false));
     assert_eq!(

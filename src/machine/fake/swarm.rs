@@ -208,6 +208,7 @@ impl Engine {
             }
             ("GET", ["tasks"]) => (200, self.tasks(&member.cluster, query)?.to_string()),
             ("GET", ["services"]) => (200, listed(&services, "ID", "")),
+            ("GET", ["services", "web"]) => (200, json!({"ID": "web"}).to_string()),
             ("GET", ["services", name]) if services.join(name).exists() => {
                 let ports = json!({"Endpoint": {"Ports": [{"PublishedPort": PUBLISHED}]}});
                 (200, ports.to_string())
@@ -368,7 +369,8 @@ impl Engine {
             .get(slot)
             .is_none_or(|slot: &Slot| slot.node != member.node)
         {
-            return Ok(refused(404, "there is no such container"));
+            // It has ended, and is still there.
+            return Ok((304, String::new()));
         }
         self.keep(&self.slots(&member.cluster, Some(slot))?)?;
         Ok((204, String::new()))
