@@ -291,7 +291,8 @@ impl Work<'_> {
         self.record.save(&self.forge.store)
     }
 
-    /// One node, from its drain until it is back as it was. Nobody waits for the `last` one.
+    /// One node, from its drain until it is back as it was. What does not run again of the `last` one is told, and no error:
+    /// nothing else is at stake.
     async fn turn(&mut self, turn: &Turn, last: bool) -> Result<bool> {
         let done = self.work(turn, last).await;
         match done {
@@ -464,7 +465,12 @@ impl Work<'_> {
 
     /// Waits for the tasks that its engine took down: the next node may have the others of their services.
     async fn back(&self, forge: &Forge, turn: &Turn, last: bool) -> Result<()> {
-        let end = Instant::now() + forge.patience;
+        let wait = if last {
+            DRAIN.min(forge.patience)
+        } else {
+            forge.patience
+        };
+        let end = Instant::now() + wait;
         forge
             .events
             .step("waiting", "its tasks to run again", Some(end))
