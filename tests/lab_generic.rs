@@ -95,21 +95,10 @@ fn lab_a_host_with_containers_is_adopted_and_left_as_it_was() {
         facts,
         "images, containers and their PIDs, host name, storage driver"
     );
-    let again = guest.run(&["provision", "n1"]).ok();
-    assert!(again.err.contains("nothing to change"), "{}", again.err);
-    assert!(
-        guest.ok(&["ls"]).contains(" v"),
-        "its engine answers over TLS"
-    );
+    settled(&guest, "n1");
     steps.step("left");
     guest.ok(&["rm", "-y", "n1"]);
-    assert_eq!(
-        (there(FACTS), there(FILES)),
-        (facts, files),
-        "as it was before"
-    );
-    owner.ok(&["rm", "-y", "v1"]);
-    assert_eq!(owner.left(), Vec::<String>::new());
+    given_back(&owner, (&facts, &files));
 }
 
 #[test]
@@ -163,19 +152,26 @@ fn lab_point_04_a_machine_of_docker_machines_is_renewed_and_its_containers_notic
     );
     let env = guest.run(&["env", "g1"]).ok();
     assert_eq!(env.err, "", "{env}");
+    settled(&guest, "g1");
+    steps.step("removed from the store: it is docker-machine's again");
+    guest.ok(&["rm", "-y", "g1"]);
+    given_back(&owner, (&facts, &files));
+}
+
+/// Its engine answers over TLS, and there is nothing more to do.
+fn settled(guest: &Store, name: &str) {
     assert!(
         guest.ok(&["ls"]).contains(" v"),
         "its engine answers over TLS"
     );
-    let again = guest.run(&["provision", "g1"]).ok();
+    let again = guest.run(&["provision", name]).ok();
     assert!(again.err.contains("nothing to change"), "{}", again.err);
-    steps.step("removed from the store: it is docker-machine's again");
-    guest.ok(&["rm", "-y", "g1"]);
-    assert_eq!(
-        (there(FACTS), there(FILES)),
-        (facts, files),
-        "as it was before"
-    );
+}
+
+/// The host is as it was before; then it goes.
+fn given_back(owner: &Store, (facts, files): (&str, &str)) {
+    assert_eq!(as_root(owner, FACTS), facts, "as it was before");
+    assert_eq!(as_root(owner, FILES), files, "as it was before");
     owner.ok(&["rm", "-y", "v1"]);
     assert_eq!(owner.left(), Vec::<String>::new());
 }
