@@ -271,13 +271,13 @@ impl Row {
     }
 
     fn state(&self) -> String {
-        let gone = [Condition::Told(State::Absent), Condition::Unknown];
         match self.heard() {
             None => State::Error.to_string(),
             Some(_) if self.given_up() => Condition::Timeout.to_string(),
-            // It had no word for these.
+            // It had no word for that.
             Some(heard)
-                if self.columns == Persona::DockerMachine && gone.contains(&heard.condition) =>
+                if self.columns == Persona::DockerMachine
+                    && heard.condition == Condition::Unknown =>
             {
                 State::Error.to_string()
             }
