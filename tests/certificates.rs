@@ -429,6 +429,16 @@ fn a_machine_that_is_not_there_ends_it_before_anything_is_made() {
     assert_eq!(certificates(), before);
 }
 
+/// The machines of the events whose `key` says so, in their order.
+fn machines(ended: &Ended, key: &str, says: impl Fn(&str) -> bool) -> Vec<String> {
+    let events = ended.stdout.lines();
+    events
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .filter(|event| event[key].as_str().is_some_and(&says))
+        .map(|event| event["machine"].as_str().expect("a name").to_owned())
+        .collect()
+}
+
 #[test]
 fn nodes_of_a_swarm_are_renewed_one_after_another() {
     let lab = cluster();
@@ -436,28 +446,13 @@ fn nodes_of_a_swarm_are_renewed_one_after_another() {
     let ca = read(&lab, "certs/ca.pem");
     let renewed = lab.forge("regenerate-certs --all --ca -f --json").ok();
     assert_eq!(renewed.summary()["changed"], 4, "{}", renewed.stdout);
-    let events: Vec<serde_json::Value> = renewed
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
-    let of = |key: &str, value: &str| -> Vec<&str> {
-        let mut machines: Vec<&str> = events
-            .iter()
-            .filter(|event| {
-                event[key]
-                    .as_str()
-                    .is_some_and(|said| said.starts_with(value))
-            })
-            .map(|event| event["machine"].as_str().expect("a name"))
-            .collect();
-        machines.dedup();
-        machines
-    };
     let turns = ["default-w1", "default-m2", "default-m3", "default-m1"];
-    assert_eq!(of("outcome", "ready in the swarm"), turns);
+    let ready = |said: &str| said == "ready in the swarm";
+    assert_eq!(machines(&renewed, "outcome", ready), turns);
     // A task that takes another's place waits for its end, and is not one that is wished to run until then.
-    assert_eq!(of("step", "draining: "), turns);
+    let mut waited = machines(&renewed, "step", |said| said.starts_with("draining: "));
+    waited.dedup();
+    assert_eq!(waited, turns);
     for (name, before) in NODES.iter().zip(before) {
         assert_ne!(served(&lab, name), before, "{name}");
     }
@@ -566,19 +561,13 @@ fn engines_of_a_swarm_are_upgraded_one_after_another_and_those_that_are_new_have
     fs::write(lab.provider.root().join("newest"), "1.2.3\n").expect("written");
     let upgraded = upgrade().ok();
     assert_eq!(upgraded.summary()["changed"], 4, "{}", upgraded.stdout);
-    let events: Vec<serde_json::Value> = upgraded
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
-    let of = |key: &str, value: &str| -> Vec<String> {
-        let fit = events.iter().filter(|event| event[key] == value);
-        fit.map(|event| event["machine"].as_str().expect("a name").to_owned())
-            .collect()
-    };
     let turns = ["default-w1", "default-m2", "default-m3", "default-m1"];
-    assert_eq!(of("step", "draining"), turns);
-    assert_eq!(of("outcome", "ready in the swarm"), turns);
+    let ready = |said: &str| said == "ready in the swarm";
+    assert_eq!(
+        machines(&upgraded, "step", |said| said == "draining"),
+        turns
+    );
+    assert_eq!(machines(&upgraded, "outcome", ready), turns);
     assert_eq!(uses(&lab), ["active"; 4]);
     // What fails leaves its node as it was used, and the others alone.
     fs::write(lab.provider.root().join("newest"), "1.2.4\n").expect("written");

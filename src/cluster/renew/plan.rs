@@ -283,41 +283,17 @@ fn turn(nodes: &[Node], tasks: &[Task], node: &Node, machine: &str) -> Result<Tu
         own.partition(|task| has_elsewhere(nodes, node, task));
     let drain = !moving.is_empty() && node.availability != Availability::Drain;
     let mut services = BTreeMap::new();
-    for (task, moves) in staying
-        .iter()
-        .map(|task| (task, false))
-        .chain(moving.iter().map(|task| (task, true)))
-        .filter(|(task, _)| !task.job)
-    {
-        let run = || {
-            let of = |other: &&Task| other.service == task.service && other.running;
-            tasks.iter().filter(of)
-        };
-        let here = run().filter(|other| other.node == node.id);
-        let share = Share {
-            running: run().count(),
-            moves,
-            here: here.map(|task| task.container.clone()).collect(),
-        };
-        services.insert(task.service.clone(), share);
-    }
-    let mut ahead = Vec::new();
-    let mut silent = 0;
-    for service in services.iter().filter(|(_, share)| drain && share.moves) {
-        let here: Vec<&Task> = moving
-            .iter()
-            .copied()
-            .filter(|task| task.service == *service.0 && task.running)
-            .collect();
-        if here.is_empty() || here.len() < service.1.running {
-            continue;
-        }
-        let goes = |task: &&&Task| task.replaced && !task.container.is_empty();
-        match here.iter().find(goes).filter(|_| here.len() > 1) {
-            Some(task) => ahead.push(Task::clone(task)),
-            None => silent += 1,
+    for (own, moves) in [(&staying, false), (&moving, true)] {
+        for task in own.iter().filter(|task| !task.job) {
+            let share = share(tasks, &node.id, &task.service, moves);
+            services.insert(task.service.clone(), share);
         }
     }
+    let (ahead, silent) = if drain {
+        ahead(&moving, &services)
+    } else {
+        (Vec::new(), 0)
+    };
     Ok(Turn {
         machine: machine.to_owned(),
         node: node.id.clone(),
@@ -335,6 +311,39 @@ fn turn(nodes: &[Node], tasks: &[Task], node: &Node, machine: &str) -> Result<Tu
         services,
         ahead,
     })
+}
+
+/// What runs of a service, of which the node has tasks.
+fn share(tasks: &[Task], node: &str, service: &str, moves: bool) -> Share {
+    let run = || {
+        let own = |task: &&Task| task.service == service && task.running;
+        tasks.iter().filter(own)
+    };
+    let here = run().filter(|task| task.node == node);
+    Share {
+        running: run().count(),
+        moves,
+        here: here.map(|task| task.container.clone()).collect(),
+    }
+}
+
+/// Of the services of which nothing runs elsewhere: the tasks that go ahead, one of each that has others to follow, and how
+/// many services have none that could.
+fn ahead(moving: &[&Task], services: &BTreeMap<String, Share>) -> (Vec<Task>, usize) {
+    let (mut ahead, mut silent) = (Vec::new(), 0);
+    for (service, share) in services.iter().filter(|(_, share)| share.moves) {
+        let own = |task: &&&Task| task.service == *service && task.running;
+        let here: Vec<&Task> = moving.iter().filter(own).copied().collect();
+        if here.is_empty() || here.len() < share.running {
+            continue;
+        }
+        let goes = |task: &&&Task| task.replaced && !task.container.is_empty();
+        match here.iter().find(goes).filter(|_| here.len() > 1) {
+            Some(task) => ahead.push(Task::clone(task)),
+            None => silent += 1,
+        }
+    }
+    (ahead, silent)
 }
 
 /// Whether the managers decide nothing while this node's engine restarts; of one or two nothing else can be had.
